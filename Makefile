@@ -1,0 +1,32 @@
+# Two commands do everything: `make repro` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: install repro test lint lock clean
+
+install: $(VENV)/installed
+
+# The venv is made anew when the lock or the project's metadata change.
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -r requirements.lock
+	$(VENV)/bin/pip install --quiet --no-deps -e .
+	touch $@
+
+repro: install
+	dvc repro
+
+test: install lint
+	python -m pytest -n 2 --dist loadfile
+
+lint: install
+	ruff check .
+
+# Resolves the versions of pyproject.toml for every platform and Python from 3.11 on.
+lock:
+	uv pip compile --universal --python-version 3.11 --extra test --no-emit-index-url --no-header \
+		--no-annotate --quiet pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .resume

@@ -1,0 +1,210 @@
+"""The pinned vision-language model ``models/clip/``: read, checked and run, without a hub.
+
+The directory is one that open_clip itself can open (``local-dir:models/clip``):
+
+- ``open_clip_config.json``: architecture (``model_cfg``) and preprocessing (``preprocess_cfg``), open_clip's format;
+- ``model.safetensors``: the weights;
+- ``config.json``: name, source and SHA-256 of the weights, see :class:`ClipConfig`;
+- the tokenizer's files, where it is not open_clip's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.artifacts import CLIP, PROVENANCE_KEY, Provenance, damaged, read_json, rebuild_hint, sha256
+from stages.errors import InputError
+
+if TYPE_CHECKING:  # seconds to import; a reader of the config alone needs none of it
+    import torch
+    from PIL import Image
+
+CONFIG = "config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+WEIGHTS = "model.safetensors"
+
+#: Texts encoded at a time.
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """``config.json``: which model is pinned.
+
+    Attributes:
+        model, pretrained: as in ``params.yaml``.
+        source: where the checkpoint came from; a hub file with its repository and commit.
+        source_sha256: SHA-256 of that checkpoint; `sha256`: of ``model.safetensors``, the model's identity.
+        quick_gelu: whether the towers use QuickGELU.
+        dim: length d of a feature.
+        provenance: the ``weights`` stage, its parameters and libraries.
+    """
+
+    model: str
+    pretrained: str | None
+    source: str
+    source_sha256: str
+    sha256: str
+    quick_gelu: bool
+    dim: int
+    provenance: Provenance
+
+
+def read_clip_config(path: Path = CLIP) -> ClipConfig:
+    """Read ``config.json`` of the pinned model, without importing torch.
+
+    Raises:
+        InputError: it is missing or has other fields.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: not found; {rebuild_hint(CLIP)}")
+    content = read_json(path / CONFIG)
+    provenance = Provenance.from_json(json.dumps(content.pop(PROVENANCE_KEY, None)), path / CONFIG)
+    try:
+        return ClipConfig(**content, provenance=provenance)
+    except TypeError as error:
+        raise damaged(path / CONFIG, error) from None
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A vision-language model ready to encode, in evaluation mode.
+
+    Attributes:
+        config: which model it is.
+        preprocess: open_clip's evaluation transform, PIL image -> float32 (3, height, width).
+        image_size: (height, width) in pixels.
+        mean, std: per channel, on the scale 0 to 1; `interpolation`: its name; `resize_mode`: how an image that is not
+            square becomes so (``shortest``: the shortest edge is resized, then the centre cut out; ``squash``;
+            ``longest``).
+        device: where it runs; float32, on CUDA with float16 autocast (`precision`).
+    """
+
+    config: ClipConfig
+    preprocess: Callable[[Image.Image], torch.Tensor]
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    resize_mode: str
+    device: torch.device
+    _model: torch.nn.Module = field(repr=False)
+    _tokenize: Callable[[list[str]], torch.Tensor] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.config.model
+
+    @property
+    def pretrained(self) -> str | None:
+        return self.config.pretrained
+
+    @property
+    def sha256(self) -> str:
+        return self.config.sha256
+
+    @property
+    def dim(self) -> int:
+        return self.config.dim
+
+    @property
+    def precision(self) -> str:
+        return "float16 autocast" if self.device.type == "cuda" else "float32"
+
+    def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
+        """Features of preprocessed images.
+
+        Args:
+            batch: float32 (b, 3, height, width), on any device.
+
+        Returns:
+            float32 (b, d) on the CPU, rows of unit L2 length.
+        """
+        return self._unit_rows(self._model.encode_image, batch)
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Features of m texts, each cut to the model's context length: float32 (m, d) on the CPU, unit rows."""
+        import torch
+
+        features = [
+            self._unit_rows(self._model.encode_text, self._tokenize(list(texts[start : start + TEXT_BATCH])))
+            for start in range(0, len(texts), TEXT_BATCH)
+        ]
+        return torch.cat(features) if features else torch.empty(0, self.dim)
+
+    def _unit_rows(self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        # float16 rather than bfloat16: three more bits of mantissa, and the features end as float16 on disk anyway.
+        half = torch.autocast("cuda", dtype=torch.float16, enabled=self.device.type == "cuda")
+        with torch.inference_mode(), half:
+            features = encode(batch.to(self.device, non_blocking=True))
+        features = torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+        if not torch.isfinite(features).all():
+            raise InputError(
+                f"clip.model: {self.name} gives features that are not finite ({self.precision}); take other weights"
+                + (", or set device: cpu" if self.device.type == "cuda" else "")
+            )
+        return features
+
+
+def build(directory: Path) -> tuple[torch.nn.Module, Callable, Callable]:
+    """Model (float32, on the CPU), evaluation transform and tokenizer of a directory in open_clip's layout.
+
+    Nothing is fetched: architecture, weights and tokenizer come from `directory`.
+
+    Raises:
+        ValueError: the weights do not belong to the architecture, or a file is damaged; the message says which.
+        InputError: a package is missing.
+    """
+    import open_clip
+    import torch
+
+    location = f"local-dir:{directory}"
+    random_state = torch.get_rng_state()  # the weights are drawn, then overwritten; the caller's draws stay the same
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(location)
+        tokenize = open_clip.get_tokenizer(location)
+    except ImportError as error:
+        raise InputError(f"clip.model: this model needs the package {error.name}; install it with pip") from None
+    except Exception as error:  # open_clip passes on whatever the file formats and layers under it raise
+        raise ValueError(" ".join(str(error).split())[:400] or type(error).__name__) from None
+    finally:
+        torch.set_rng_state(random_state)
+    return model.eval().requires_grad_(False), preprocess, tokenize
+
+
+def load_clip(path: Path = CLIP, device: str | torch.device = "cpu") -> ClipModel:
+    """Load the pinned model; no network is used.
+
+    Args:
+        path: the directory that the ``weights`` stage wrote.
+        device: where to run it, see :func:`stages.device.resolve_device`.
+
+    Raises:
+        InputError: it is missing or damaged (the SHA-256 of the weights is verified).
+    """
+    import torch
+
+    config = read_clip_config(path)
+    if not (path / WEIGHTS).is_file():
+        raise damaged(path / WEIGHTS, "not found")
+    digest = sha256(path / WEIGHTS)
+    if digest != config.sha256:
+        raise damaged(path / WEIGHTS, f"SHA-256 is {digest[:12]}, {CONFIG} says {config.sha256[:12]}")
+    try:
+        model, preprocess, tokenize = build(path)
+    except ValueError as error:
+        raise damaged(path / OPEN_CLIP_CONFIG, error) from None
+    settings = model.visual.preprocess_cfg
+    size = settings["size"]
+    device = torch.device(device)
+    return ClipModel(
+        config=config, preprocess=preprocess, image_size=(size, size) if isinstance(size, int) else tuple(size),
+        mean=tuple(settings["mean"]), std=tuple(settings["std"]), interpolation=settings["interpolation"],
+        resize_mode=settings["resize_mode"], device=device, _model=model.to(device), _tokenize=tokenize,
+    )  # fmt: skip

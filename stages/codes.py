@@ -1,0 +1,81 @@
+"""Binary codes, packed eight bits a byte, and ``data/codes.h5``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from stages.artifacts import CODES, PROVENANCE_KEY, Provenance, damaged, replacing
+from stages.errors import InputError
+
+
+def pack(values: np.ndarray) -> np.ndarray:
+    """Binarise and pack: bit 1 where a value is >= 0 (0 counts as +1), most significant bit first.
+
+    Args:
+        values: (n, bits) real; bits a multiple of 8.
+
+    Returns:
+        uint8 (n, bits / 8).
+    """
+    return np.packbits(np.asarray(values) >= 0, axis=1)
+
+
+def unpack(packed: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`pack`: int8 (n, bits) in {-1, +1}."""
+    return np.unpackbits(packed, axis=1).astype(np.int8) * 2 - 1
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The packed codes of queries and database: uint8 (rows, bits / 8), with the image id of each row."""
+
+    query: np.ndarray
+    query_id: np.ndarray
+    database: np.ndarray
+    database_id: np.ndarray
+    method: str
+    provenance: Provenance
+
+    @property
+    def bits(self) -> int:
+        return self.database.shape[1] * 8
+
+
+def write_codes(codes: Codes, path: Path = CODES) -> None:
+    """Write ``codes.h5`` atomically."""
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file.attrs[PROVENANCE_KEY] = codes.provenance.to_json()
+            file.attrs["bits"] = codes.bits
+            file.attrs["method"] = codes.method
+            for split in ("query", "database"):
+                file[f"{split}/codes"] = getattr(codes, split)
+                file[f"{split}/id"] = getattr(codes, f"{split}_id")
+
+
+def read_codes(path: Path = CODES) -> Codes:
+    """Read ``codes.h5``.
+
+    Raises:
+        InputError: it is missing, unreadable or of another schema.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: not found; run `dvc repro encode`")
+    try:
+        with h5py.File(path) as file:
+            arrays = {name: file[key][:] for name, key in (
+                ("query", "query/codes"), ("query_id", "query/id"),
+                ("database", "database/codes"), ("database_id", "database/id"),
+            )}  # fmt: skip
+            codes = Codes(
+                **arrays, method=str(file.attrs["method"]),
+                provenance=Provenance.from_json(file.attrs.get(PROVENANCE_KEY), path),
+            )  # fmt: skip
+            bits = int(file.attrs["bits"])
+    except (OSError, KeyError) as error:
+        raise damaged(path, error) from None
+    if codes.query.dtype != np.uint8 or codes.query.shape[1] != codes.database.shape[1] or codes.bits != bits:
+        raise damaged(path, f"codes are {codes.query.dtype} {codes.query.shape}, {bits} bits were promised")
+    return codes

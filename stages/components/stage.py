@@ -1,0 +1,44 @@
+"""Read features, reduce them, write the first E-step's components."""
+
+import h5py
+import numpy as np
+from sklearn.decomposition import PCA
+
+from stages.artifacts import COMPONENTS, PROVENANCE_KEY, Provenance, library_versions, replacing
+from stages.components.config import Params
+from stages.components.mixture import coarse_level, cooccurrence, fit_mixture, responsibilities
+from stages.features import Features
+
+
+def run(params: Params) -> None:
+    """Read ``data/features.h5``, write ``data/components.h5``."""
+    options = params.components
+    with Features() as features:
+        made_from, train_id, images = features.provenance, features.train_id, features.train()
+    pca = PCA(min(options.pca, *images.shape), random_state=params.seed)
+    reduced = pca.fit_transform(images)
+    mixture = fit_mixture(
+        reduced, options.fine, seed=params.seed, iterations=options.iterations, reg_covar=options.reg_covar
+    )
+    posterior, _ = responsibilities(reduced, mixture)
+    hierarchy = coarse_level(mixture.means, options.coarse, params.seed)
+    top = np.argsort(-posterior, axis=1, kind="stable")[:, : options.top]
+
+    provenance = Provenance(
+        "components", made_from.dataset, made_from.model,
+        params={**options.model_dump(), "seed": params.seed}, versions=library_versions("scikit-learn"),
+    )  # fmt: skip
+    with replacing(COMPONENTS) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs[PROVENANCE_KEY] = provenance.to_json()
+        file.attrs.update(log_likelihood=mixture.log_likelihood, converged=mixture.converged,
+                          iterations=mixture.iterations)  # fmt: skip
+        file["weights"] = mixture.weights.astype(np.float32)
+        file["means"] = mixture.means.astype(np.float32)
+        file["variances"] = mixture.variances.astype(np.float32)
+        file["coarse_labels"] = hierarchy.labels
+        file["coarse_centres"] = hierarchy.centres.astype(np.float32)
+        file["cooccurrence"] = cooccurrence(posterior)
+        file["responsibilities/index"] = top.astype(np.int32)
+        file["responsibilities/value"] = np.take_along_axis(posterior, top, axis=1).astype(np.float32)
+        file["train/id"] = train_id
+        file["pca/mean"], file["pca/components"] = pca.mean_, pca.components_

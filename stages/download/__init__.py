@@ -1,0 +1,1 @@
+"""Stage ``download``: from the outside world to verified image shards with splits."""

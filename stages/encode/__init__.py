@@ -1,0 +1,1 @@
+"""Stage ``encode``: the packed binary codes of queries and database."""

@@ -1,0 +1,1 @@
+"""Retrieval metrics, curves and pictures of the hash codes."""

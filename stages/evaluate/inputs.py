@@ -1,0 +1,112 @@
+"""What the pictures need of other stages' artifacts, read and checked against the codes."""
+
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import pyarrow as pa
+
+from stages.artifacts import BASELINES, CODES, COMPONENTS, CONCEPTS, PROVENANCE_KEY, Provenance, damaged, rebuild_hint
+from stages.codes import Codes
+from stages.errors import InputError
+from stages.evaluate.reports import (
+    BASELINES_PRECISION_AT_N,
+    BASELINES_PRECISION_RECALL,
+    Curve,
+    read_curves,
+    read_report,
+)
+from stages.tables import read_table
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """The candidate concepts, one an entry.
+
+    Attributes:
+        names; frequency: int (m,), training images whose top concept it is; reasons: why discarded, "" where kept.
+        lower, upper: the bounds on the frequency, None where there is no such bound.
+    """
+
+    names: list[str]
+    frequency: np.ndarray
+    reasons: list[str]
+    lower: float | None
+    upper: float | None
+
+    def overlapping(self, class_names: list[str]) -> list[str]:
+        """Kept concepts that are names of classes, but for upper and lower case."""
+        labels = {name.lower() for name in class_names}
+        pairs = zip(self.names, self.reasons, strict=True)
+        return [name for name, reason in pairs if not reason and name.lower() in labels]
+
+
+def read_concepts(codes: Codes) -> Concepts:
+    """Read ``data/concepts.parquet``.
+
+    Raises:
+        InputError: it is missing, of another schema, or made with another data set or model.
+    """
+    columns = {"concept": pa.string(), "frequency": pa.int64(), "reason": pa.string()}
+    table, provenance, _ = read_table(CONCEPTS, columns)
+    provenance.require_same(codes.provenance, CONCEPTS, CODES)
+    frequency = table["frequency"].to_numpy()
+    low, high = provenance.params["min_frequency"], provenance.params["max_frequency"]
+    n, m = int(frequency.sum()), len(frequency)  # every training image has one top concept
+    return Concepts(
+        table["concept"].to_pylist(), frequency, table["reason"].to_pylist(),
+        lower=None if low is None else low * n / m, upper=None if high is None else high * n,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Components:
+    """Fine components, their coarse labels, and who belongs to them.
+
+    Attributes:
+        weights: (m1,); coarse_labels: int (m1,).
+        top_index, top_value: (n_train, r) the largest responsibilities for a training image, as component and value.
+        train_id: (n_train,) image ids.
+    """
+
+    weights: np.ndarray
+    coarse_labels: np.ndarray
+    top_index: np.ndarray
+    top_value: np.ndarray
+    train_id: np.ndarray
+
+
+def read_components(codes: Codes) -> Components:
+    """Read ``data/components.h5``.
+
+    Raises:
+        InputError: it is missing, unreadable, or made with another data set or model.
+    """
+    if not COMPONENTS.exists():
+        raise InputError(f"{COMPONENTS}: not found; {rebuild_hint(COMPONENTS)}")
+    try:
+        with h5py.File(COMPONENTS) as file:
+            provenance = Provenance.from_json(file.attrs.get(PROVENANCE_KEY), COMPONENTS)
+            components = Components(*(file[name][:] for name in (
+                "weights", "coarse_labels", "responsibilities/index", "responsibilities/value", "train/id",
+            )))  # fmt: skip
+    except (OSError, KeyError) as error:
+        raise damaged(COMPONENTS, error) from None
+    provenance.require_same(codes.provenance, COMPONENTS, CODES)
+    return components
+
+
+def read_baseline_curves(codes: Codes) -> tuple[dict[str, Curve], dict[str, Curve]]:
+    """Precision over recall and precision over N of every baseline, by name; empty for data without labels.
+
+    Raises:
+        InputError: a file is missing or of another form, or was made with another data set, model or number of bits.
+    """
+    _, provenance = read_report(BASELINES)
+    provenance.require_same(codes.provenance, BASELINES, CODES)
+    if provenance.params.get("bits") != codes.bits:
+        raise damaged(BASELINES, f"measured at {provenance.params.get('bits')} bits, while {CODES} has {codes.bits}")
+    return (
+        read_curves(BASELINES_PRECISION_RECALL, "recall", "precision"),
+        read_curves(BASELINES_PRECISION_AT_N, "n", "precision"),
+    )

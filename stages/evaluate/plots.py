@@ -1,0 +1,155 @@
+"""Line and bar pictures: precision-recall and precision at N of all methods, and the mined concepts."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from stages.artifacts import replacing
+from stages.evaluate import palette
+from stages.evaluate.inputs import Concepts
+from stages.evaluate.reports import NO_LABELS, Curve
+
+#: More concepts than this are not all drawn.
+MAX_BARS = 40
+
+#: Colour of a concept by why it was discarded ("": it was kept).
+REASON_COLOURS = {
+    "": "#5a9bd8", "too rare": "#b8c1cb", "too frequent": "#e69f00", "label name": "#cc79a7",
+}  # fmt: skip
+
+#: Readable names of the baselines; the method of the run has its own.
+TITLES = {
+    "lsh": "LSH", "pca_sign": "PCA-sign", "itq": "ITQ", "feature_cosine": "features, cosine (real-valued)",
+    "concept_cosine": "concepts, cosine (real-valued)",
+}  # fmt: skip
+
+
+def draw_precision_recall(path: Path, curves: Mapping[str, Curve], run: str, title: str) -> None:
+    """Precision over recall of all methods, the curve named `run` in front."""
+    figure, axes = _canvas(title)
+    for name, x, y, style in _styled(curves, run):
+        axes.plot(x, y, label=name, **style)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.005))
+    _finish(figure, axes, path)
+
+
+def draw_precision_at_n(path: Path, curves: Mapping[str, Curve], run: str, title: str) -> None:
+    """Precision among the first N of all methods, N on a logarithmic axis."""
+    figure, axes = _canvas(title)
+    for name, x, y, style in _styled(curves, run):
+        axes.plot(x, y, label=name, **style)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+    axes.set(xlabel="N nearest images (stable order)", ylabel="precision among them")
+    _finish(figure, axes, path)
+
+
+def draw_concepts(path: Path, concepts: Concepts) -> None:
+    """Frequencies of the candidates as bars, most frequent first, coloured by why they were discarded."""
+    shown, gap = choose_bars(concepts)
+    figure = Figure(figsize=(9, 1.9 + 0.235 * len(shown)), dpi=120, facecolor=palette.PAPER, layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(shown)) + (np.arange(len(shown)) >= gap)  # an empty row where some are left out
+    frequency = concepts.frequency[shown]
+    colours = [REASON_COLOURS.get(concepts.reasons[i], palette.FAINT) for i in shown]
+    axes.barh(rows, frequency, color=colours, height=0.78)
+    for row, value in zip(rows, frequency, strict=True):
+        axes.annotate(f"{value:,}", (value, row), (3, 0), textcoords="offset points", va="center", fontsize=8, bbox={
+            "boxstyle": "square,pad=0.1", "facecolor": palette.PAPER, "edgecolor": "none", "alpha": 0.85,
+        })  # fmt: skip
+    names = [_plain(concepts.names[i]) for i in shown]
+    axes.set_yticks(rows, [name if len(name) <= 28 else name[:27] + "…" for name in names], fontsize=9)
+    if gap < len(shown):
+        left_out = len(concepts.names) - len(shown)
+        axes.text(0.005, gap, f"… {left_out:,} concepts between or after are not drawn …", fontsize=9, va="center",
+                  color=palette.FAINT, style="italic", transform=axes.get_yaxis_transform())  # fmt: skip
+    for bound, name in ((concepts.lower, "lower bound"), (concepts.upper, "upper bound")):
+        if bound is not None:
+            axes.axvline(bound, color=palette.INK, linewidth=1.1, linestyle=(0, (5, 3)))
+            axes.annotate(f"{name} {bound:,.0f}", (bound, 1), (0, 4), textcoords="offset points", fontsize=9,
+                          xycoords=("data", "axes fraction"), ha="center", color=palette.INK)  # fmt: skip
+    axes.set_xscale("symlog", linthresh=1)  # a logarithm that has a place for 0
+    largest = max([1, *concepts.frequency, *(b for b in (concepts.lower, concepts.upper) if b is not None)])
+    axes.set_xlim(0, largest * 2)
+    axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(rows[-1] + 0.7, -0.7)
+    axes.set_xlabel("training images whose top concept it is (logarithmic)")
+    reasons = list(dict.fromkeys(["", *concepts.reasons]))
+    counts = {reason: sum(other == reason for other in concepts.reasons) for reason in reasons}
+    title = f"Concepts: {counts['']:,} of {len(concepts.names):,} kept"
+    axes.set_title(title, loc="left", pad=22, fontsize=13, weight="bold")
+    handles = [axes.barh(0, 0, color=REASON_COLOURS.get(reason, palette.FAINT)) for reason in reasons]
+    axes.legend(handles, [f"{reason or 'kept'} ({counts[reason]:,})" for reason in reasons], loc="lower right",
+                fontsize=9, framealpha=0.95, edgecolor=palette.GRID)  # fmt: skip
+    _style(axes, "x")
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def choose_bars(concepts: Concepts) -> tuple[np.ndarray, int]:
+    """Indices of the concepts to draw, most frequent first, and how many of them precede the place of those left out.
+
+    Where there are too many: the most frequent ones, and those on both sides of the lower bound.
+    """
+    order = np.argsort(-concepts.frequency, kind="stable")
+    if len(order) <= MAX_BARS:
+        return order, len(order)
+    top, around = MAX_BARS - 16, 8
+    edge = int(np.count_nonzero(concepts.frequency > (concepts.lower or 0)))
+    first = min(max(edge - around, top), len(order) - 2 * around)
+    return np.concatenate([order[:top], order[first : first + 2 * around]]), top
+
+
+def _canvas(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 5.2), dpi=120, facecolor=palette.PAPER, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(_plain(title), loc="left", fontsize=13, weight="bold")
+    return figure, axes
+
+
+def _styled(curves: Mapping[str, Curve], run: str) -> Iterator[tuple[str, np.ndarray, np.ndarray, dict[str, Any]]]:
+    """(label, x, y, line style) of each curve; real-valued references dashed, the run last and boldest."""
+    others = [name for name in curves if name != run]
+    for index, name in enumerate([*others, run]):
+        if not curves[name]:
+            continue
+        x, y = np.array(curves[name]).T
+        if name == run:
+            style = {"color": palette.ACCENT, "lw": 2.8, "zorder": 5}
+        else:
+            colour = palette.SERIES[index % len(palette.SERIES)]
+            style = {"color": colour, "lw": 1.7, "ls": (0, (4, 2)) if name.endswith("_cosine") else "-"}
+        yield TITLES.get(name, name), x, y, style
+
+
+def _finish(figure: Figure, axes: Axes, path: Path) -> None:
+    axes.set_ylim(bottom=0, top=min(1.02, axes.get_ylim()[1] * 1.08))
+    _style(axes, "both")
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles[::-1], labels[::-1], fontsize=9, frameon=True, framealpha=0.95, edgecolor=palette.GRID)
+    else:
+        axes.text(0.5, 0.5, NO_LABELS, ha="center", color=palette.FAINT, transform=axes.transAxes)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _style(axes: Axes, grid: str) -> None:
+    axes.grid(axis=grid, color=palette.GRID, linewidth=0.9)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(palette.FAINT)
+    axes.tick_params(colors=palette.INK, length=3)
+
+
+def _plain(text: str) -> str:
+    """Text in which matplotlib sees no mathematics."""
+    return text.replace("$", r"\$")

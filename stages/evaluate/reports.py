@@ -1,0 +1,83 @@
+"""The small files of ``reports/``: JSON metrics with their provenance, and curves as CSV."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts import Provenance, damaged, read_json, rebuild_hint, replacing, write_json
+from stages.errors import InputError
+from stages.evaluate.retrieval import Retrieval
+
+PLOTS = Path("reports/plots")
+PRECISION_RECALL = PLOTS / "precision_recall.csv"
+PRECISION_AT_N = PLOTS / "precision_at_n.csv"
+BASELINES_PRECISION_RECALL = PLOTS / "baselines_precision_recall.csv"
+BASELINES_PRECISION_AT_N = PLOTS / "baselines_precision_at_n.csv"
+
+#: Said in the reports and on the terminal in place of metrics.
+NO_LABELS = "the data set has no labels: retrieval metrics are skipped"
+
+#: Points of a curve: what is on the horizontal axis, what is on the vertical one.
+Curve = list[tuple[float, float]]
+
+
+def write_report(path: Path, content: Mapping[str, Any], provenance: Provenance) -> None:
+    """Write metrics atomically, with the provenance under ``run``.
+
+    It is a list of one, because ``dvc exp show`` makes a column of everything in a metrics file but of lists.
+    """
+    write_json(path, {**content, "run": [asdict(provenance)]})
+
+
+def read_report(path: Path) -> tuple[dict[str, Any], Provenance]:
+    """The inverse of :func:`write_report`.
+
+    Raises:
+        InputError: the report is missing, unreadable, or has no provenance.
+    """
+    content = read_json(path)
+    run = content.pop("run", None)
+    provenance = json.dumps(run[0]) if isinstance(run, list) and run else None
+    return content, Provenance.from_json(provenance, path)
+
+
+def precision_recall_rows(retrieval: Retrieval) -> list[tuple[int, float, float]]:
+    """(threshold, recall, precision) where precision is defined: something lies within the radius or rank."""
+    points = zip(retrieval.thresholds, retrieval.recall, retrieval.precision, strict=True)
+    return [(int(threshold), float(recall), float(precision)) for threshold, recall, precision in points
+            if precision == precision]  # fmt: skip
+
+
+def precision_at_rows(retrieval: Retrieval) -> list[tuple[int, float]]:
+    """(n, precision among the first n)."""
+    points = zip(retrieval.ranks, retrieval.precision_at_rank, strict=True)
+    return [(int(rank), float(precision)) for rank, precision in points]
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table atomically."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_curves(path: Path, x: str, y: str) -> dict[str, Curve]:
+    """The (x, y) points of each method in a CSV with a column ``method``, in order of appearance.
+
+    Raises:
+        InputError: the file is missing or has other columns.
+    """
+    curves: dict[str, Curve] = {}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                curves.setdefault(row["method"], []).append((float(row[x]), float(row[y])))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; {rebuild_hint(path)}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, f"not the expected table ({error})") from None
+    return curves

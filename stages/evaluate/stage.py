@@ -1,0 +1,59 @@
+"""Read the codes and all that describes the run, write metrics, curves and pictures."""
+
+from stages.artifacts import CODES, DATASET, IMAGES, METRICS, Provenance
+from stages.codes import read_codes
+from stages.errors import InputError
+from stages.evaluate import pictures, plots, reports
+from stages.evaluate.code_statistics import code_statistics
+from stages.evaluate.config import Params
+from stages.evaluate.examples import example_queries, largest_groups
+from stages.evaluate.inputs import read_baseline_curves, read_components, read_concepts
+from stages.evaluate.retrieval import evaluate_codes, metrics_dict
+from stages.images import ImageShards, read_dataset
+
+REPORTS = METRICS.parent
+
+
+def run(params: Params) -> None:
+    """Read ``data/codes.h5``, write ``reports/metrics.json``, ``reports/plots/*.csv`` and ``reports/*.png``."""
+    dataset, shards, codes = read_dataset(), ImageShards(), read_codes()
+    shards.provenance.require_same(dataset.provenance, IMAGES, DATASET)
+    codes.provenance.require_same(dataset.provenance, CODES, DATASET)
+    if not len(codes.query) or not len(codes.database):
+        raise InputError(f"{CODES}: {len(codes.query)} queries and {len(codes.database)} database images; "
+                         "choose a protocol that gives both")  # fmt: skip
+    concepts, components = read_concepts(codes), read_components(codes)
+    recall_curves, at_n_curves = read_baseline_curves(codes)
+
+    labels, metrics, recall, at_n = None, {"labels": False, "note": reports.NO_LABELS}, [], []
+    if dataset.has_labels:
+        labels = shards.labels(len(dataset.class_names))
+        result = evaluate_codes(
+            codes.query, codes.database, labels[codes.query_id], labels[codes.database_id],
+            dataset.cutoffs, params.evaluate.precision_at,
+        )  # fmt: skip
+        metrics = metrics_dict(result)
+        recall, at_n = reports.precision_recall_rows(result), reports.precision_at_rows(result)
+    else:
+        print(f"evaluate: {reports.NO_LABELS}")
+    overlap = concepts.overlapping(dataset.class_names)
+    metrics |= code_statistics(codes.database)
+    metrics |= {"queries": len(codes.query), "database": len(codes.database)}
+    # Guidance from the data set's own class names is leakage: a run says how much of it there was.
+    metrics |= {"concepts_overlapping_labels": len(overlap), "overlapping_concepts": overlap}
+    provenance = Provenance("evaluate", dataset.digest, codes.provenance.model, params={
+        "method": codes.method, "bits": codes.bits, "dataset": dataset.name, "protocol": dataset.protocol,
+        **params.evaluate.model_dump(),
+    })  # fmt: skip
+
+    reports.write_report(METRICS, metrics, provenance)
+    reports.write_csv(reports.PRECISION_RECALL, ("radius", "recall", "precision"), recall)
+    reports.write_csv(reports.PRECISION_AT_N, ("n", "precision"), at_n)
+    run, on = f"{codes.method} ({codes.bits} bits)", f"{dataset.name}, {codes.bits} bits"
+    recall_curves[run], at_n_curves[run] = [point[1:] for point in recall], at_n
+    plots.draw_precision_recall(REPORTS / "precision_recall.png", recall_curves, run, f"Precision and recall, {on}")
+    plots.draw_precision_at_n(REPORTS / "precision_at_n.png", at_n_curves, run, f"Precision at N, {on}")
+    plots.draw_concepts(REPORTS / "concepts.png", concepts)
+    pictures.draw_retrieval(REPORTS / "retrieval.png", shards, example_queries(codes, labels, dataset.class_names),
+                            f"Nearest images by codes of {codes.method}: {on}")  # fmt: skip
+    pictures.draw_components(REPORTS / "components.png", shards, largest_groups(components), len(components.weights))

@@ -1,0 +1,25 @@
+"""Features of all images and of augmented views of the training images.
+
+Reads data/images and models/clip, writes data/features.h5. Nothing else in the pipeline touches pixels, so everything
+after this is cheap. A killed extraction goes on where it stopped.
+"""
+
+from pydantic import Field
+
+from stages.params import Device, Frozen
+
+
+class Extract(Frozen):
+    """Section ``extract``."""
+
+    views: int = Field(ge=2, le=64)  # augmented views of each training image; DSCH needs two
+    batch_size: int = Field(gt=0)  # images decoded and encoded at a time
+    workers: int = Field(ge=0)  # processes that decode; 0 decodes in the main process
+    seed: int = Field(ge=0)  # of the augmentation
+
+
+class Params(Frozen):
+    """Keys of ``params.yaml`` that this stage reads."""
+
+    device: Device
+    extract: Extract

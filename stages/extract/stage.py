@@ -1,0 +1,89 @@
+"""Read image shards, encode them in batches, write ``features.h5``; resumable at every row group."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import DataLoader
+
+from stages.artifacts import FEATURES, PROVENANCE_KEY, Provenance, library_versions, replacing, resume_directory
+from stages.clip import ClipModel, load_clip
+from stages.device import resolve_device
+from stages.extract.config import Params
+from stages.extract.decoding import DecodedSlices, Slice
+from stages.images import ImageShards
+from stages.progress import progress_bar
+
+
+def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], params: Params) -> None:
+    """Encode row groups into files: ``images`` float16 (rows, d), ``views`` float16 (V, training rows, d).
+
+    Args:
+        groups: the file to write, and the (shard, row group) that goes into it.
+    """
+    plan: list[tuple[Path, Slice]] = []
+    for target, (shard, group) in groups.items():
+        rows = pq.ParquetFile(shard).metadata.row_group(group).num_rows
+        step = params.extract.batch_size
+        plan += [(target, Slice(shard, group, start, min(start + step, rows))) for start in range(0, rows, step)]
+    dataset = DecodedSlices([part for _, part in plan], clip, params.extract.views, params.extract.seed)
+    loader = DataLoader(dataset, batch_size=None, num_workers=params.extract.workers)
+
+    def encode(batch: torch.Tensor) -> np.ndarray:
+        return clip.encode_images(batch).numpy().astype(np.float16)
+
+    images: list[np.ndarray] = []
+    views: list[np.ndarray] = []
+    targets = [target for target, _ in plan]
+    with progress_bar("extract", total=len(plan)) as bar:
+        for target, following, (batch, augmented) in zip(targets, [*targets[1:], None], loader, strict=True):
+            images.append(encode(batch))
+            if len(augmented):
+                views.append(np.stack([encode(view) for view in augmented.unbind(1)]))
+            if following != target:
+                empty = np.empty((params.extract.views, 0, clip.dim), np.float16)
+                with replacing(target) as temporary:
+                    np.savez(temporary, images=np.concatenate(images), views=np.concatenate([empty, *views], axis=1))
+                images, views = [], []
+            bar.advance()
+
+
+def join(parts: list[Path], shards: ImageShards, clip: ClipModel, n_views: int, provenance: Provenance) -> None:
+    """Join the encoded row groups, in order, into ``data/features.h5``."""
+    ids, train_ids = shards.columns(["id"])["id"].to_numpy(), shards.ids("train")
+    with replacing(FEATURES) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update({
+            PROVENANCE_KEY: provenance.to_json(), "model": clip.name, "pretrained": clip.pretrained or "",
+            "preprocessing": f"{clip.image_size} pixels ({clip.resize_mode}, {clip.interpolation}), "
+                             f"mean {clip.mean}, std {clip.std}",
+            "precision": f"{clip.precision}, stored as float16",
+        })  # fmt: skip
+        file["image/id"], file["train/id"] = ids, train_ids
+        rows = min(1024, len(ids))
+        images = file.create_dataset("image/features", (len(ids), clip.dim), "f2", chunks=(rows, clip.dim))
+        views = file.create_dataset("train/views", (n_views, len(train_ids), clip.dim), "f2")
+        row = train_row = 0
+        for part in parts:
+            with np.load(part) as arrays:
+                row_end, train_end = row + len(arrays["images"]), train_row + arrays["views"].shape[1]
+                images[row:row_end], views[:, train_row:train_end] = arrays["images"], arrays["views"]
+            row, train_row = row_end, train_end
+
+
+def run(params: Params) -> None:
+    """Read ``data/images`` and ``models/clip``, write ``data/features.h5``."""
+    shards = ImageShards()
+    clip = load_clip(device=resolve_device(params.device))
+    provenance = Provenance(
+        "extract", dataset=shards.provenance.dataset, model=clip.sha256,
+        params=params.extract.model_dump(include={"views", "seed"}),
+        versions=library_versions("torch", "torchvision", "open_clip_torch"),
+    )  # fmt: skip
+    finished = resume_directory("extract", provenance.to_json())
+    groups = {finished / f"{i:06d}.npz": group for i, group in enumerate(shards.row_groups())}
+    encode_row_groups(clip, {part: group for part, group in groups.items() if not part.exists()}, params)
+    join(list(groups), shards, clip, params.extract.views, provenance)
+    shutil.rmtree(finished)

@@ -1,0 +1,72 @@
+"""``data/features.h5``: the cached CLIP features, read lazily and by slices.
+
+Layout: ``image/features`` (N, d) of every image, row = image id; ``image/id``; ``train/views`` (V, n_train, d) of the
+augmented views of the training images; ``train/id``. float16 on disk, rows of unit L2 length.
+"""
+
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import numpy as np
+
+from stages.artifacts import FEATURES, PROVENANCE_KEY, Provenance, damaged
+from stages.errors import InputError
+
+
+class Features:
+    """An open ``features.h5``; use it as a context manager.
+
+    Attributes:
+        n_images, dim, n_views: N, d, V.
+        train_id: (n_train,) int64, ascending.
+        provenance: data set, model, versions.
+
+    Raises:
+        InputError: it is missing, truncated or of another schema.
+    """
+
+    def __init__(self, path: Path = FEATURES) -> None:
+        if not path.exists():
+            raise InputError(f"{path}: not found; run `dvc repro extract`")
+        try:
+            self._file = h5py.File(path)
+            self._features = self._file["image/features"]
+            self._views = self._file["train/views"]
+            self.train_id: np.ndarray = self._file["train/id"][:]
+            self.provenance = Provenance.from_json(self._file.attrs.get(PROVENANCE_KEY), path)
+        except (OSError, KeyError) as error:
+            raise damaged(path, error) from None
+        self.n_images, self.dim = self._features.shape
+        self.n_views = self._views.shape[0]
+        if self._views.shape[1:] != (len(self.train_id), self.dim):
+            raise damaged(path, f"train/views has shape {self._views.shape}, image/features {self._features.shape}")
+
+    def images(self, ids: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Features of images by id (ascending ids or a slice): float32 (n, d), unit rows."""
+        if isinstance(ids, slice):
+            return self._unit(self._features[ids])
+        if len(ids) == 0:
+            return np.empty((0, self.dim), np.float32)
+        # One contiguous read, then a selection: HDF5's own fancy indexing is far slower.
+        first, last = int(ids[0]), int(ids[-1]) + 1
+        return self._unit(self._features[first:last][np.asarray(ids) - first])
+
+    def train(self) -> np.ndarray:
+        """Features of the unaugmented training images: float32 (n_train, d), unit rows, in the order of `train_id`."""
+        return self.images(self.train_id)
+
+    def views(self) -> np.ndarray:
+        """Features of the augmented views of the training images: float32 (V, n_train, d), unit rows."""
+        return self._unit(self._views[:])
+
+    @staticmethod
+    def _unit(half: np.ndarray) -> np.ndarray:
+        rows = half.astype(np.float32)
+        return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)  # undo float16 rounding
+
+    def __enter__(self) -> "Features":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()

@@ -1,0 +1,91 @@
+"""Concept mining on plain arrays. Source: UHSCM (arXiv 2209.11475), section 3.2."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from stages.errors import InputError
+
+#: Images scored at a time, so that memory does not grow with their number.
+CHUNK = 8192
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """Distinct concepts of a text file: one a line, blank lines and what follows a # ignored.
+
+    Raises:
+        InputError: the file is missing, is not UTF-8 text, or has fewer than two concepts.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"concepts.vocabulary: {path} not found; give a text file with one concept a line") from None
+    except UnicodeDecodeError:
+        raise InputError(f"concepts.vocabulary: {path} is not UTF-8 text") from None
+    words = list(dict.fromkeys(word for line in lines if (word := line.split("#")[0].strip())))
+    if len(words) < 2:
+        raise InputError(f"concepts.vocabulary: {path} has {len(words)} concepts; at least 2 are needed")
+    return words
+
+
+def concept_scores(image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
+    """Cosines s (n, m) of image features (n, d) and text features (m, d) (UHSCM, step 2)."""
+    images = image_features / np.linalg.norm(image_features, axis=1, keepdims=True)
+    texts = text_features / np.linalg.norm(text_features, axis=1, keepdims=True)
+    return images @ texts.T
+
+
+def concept_distribution(scores: np.ndarray, tau: float) -> np.ndarray:
+    """Softmax over concepts of tau * m * s: scores (n, m) to rows that sum to 1 (UHSCM, step 2)."""
+    logits = tau * scores.shape[1] * scores
+    logits -= logits.max(axis=1, keepdims=True)
+    weights = np.exp(logits, out=logits)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    return (slice(start, start + CHUNK) for start in range(0, rows, CHUNK))
+
+
+def concept_frequency(image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
+    """How many images have each concept as their top one: int64 (m,).
+
+    The softmax keeps the order, so the largest score is the largest probability (UHSCM, step 3).
+    """
+    m = len(text_features)
+    frequency = np.zeros(m, np.int64)
+    for rows in _chunks(len(image_features)):
+        frequency += np.bincount(concept_scores(image_features[rows], text_features).argmax(axis=1), minlength=m)
+    return frequency
+
+
+def denoise(frequency: np.ndarray, n_images: int, low: float | None, high: float | None) -> tuple[np.ndarray, list[str]]:
+    """Keep concept j when low * n / m < frequency_j < high * n (UHSCM, step 3; None switches a bound off).
+
+    Returns:
+        kept: bool (m,); reasons: "" or "too rare" or "too frequent", one a concept.
+
+    Raises:
+        InputError: no concept is left; says which bound emptied the list.
+    """
+    m = len(frequency)
+    rare = np.zeros(m, bool) if low is None else frequency <= low * n_images / m
+    frequent = np.zeros(m, bool) if high is None else frequency >= high * n_images
+    kept = ~rare & ~frequent
+    if not kept.any():
+        raise InputError(
+            f"no concept kept: of {m}, {rare.sum()} are the top concept of at most {low} * n / m images "
+            f"(concepts.min_frequency) and {frequent.sum()} of at least {high} * n (concepts.max_frequency), "
+            f"n = {n_images}; loosen that bound or use another vocabulary"
+        )
+    return kept, ["too rare" if r else "too frequent" if f else "" for r, f in zip(rare, frequent, strict=True)]
+
+
+def mine_distribution(image_features: np.ndarray, text_features: np.ndarray, tau: float) -> np.ndarray:
+    """Each image's distribution over the kept concepts: float32 (n, m') (UHSCM, step 4)."""
+    mined = np.empty((len(image_features), len(text_features)), np.float32)
+    for rows in _chunks(len(image_features)):
+        mined[rows] = concept_distribution(concept_scores(image_features[rows], text_features), tau)
+    return mined

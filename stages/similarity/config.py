@@ -1,0 +1,25 @@
+"""The semantic similarity matrix of the training images (UHSCM 5).
+
+Reads data/concept_distribution.parquet, writes data/similarity.parquet: one row a training image with its exact row
+factor (any block of the matrix comes back from it) and its nearest neighbours, to look at.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.params import Frozen
+
+
+class Similarity(Frozen):
+    """Section ``similarity``."""
+
+    form: Literal["signed", "cosine"]  # 2C - 1 as in the released code, or C itself
+    neighbours: int = Field(gt=0)  # most similar images listed per image
+    layout: Literal["factor", "dense"]  # dense also writes each whole row: n x n
+
+
+class Params(Frozen):
+    """Keys of ``params.yaml`` that this stage reads."""
+
+    similarity: Similarity

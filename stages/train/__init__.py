@@ -1,0 +1,1 @@
+"""Stage ``train``: the hashing network, by UHSCM, DSCH or both."""

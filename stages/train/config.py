@@ -1,0 +1,52 @@
+"""The hashing network, trained by UHSCM, DSCH or both (`method`), on a GPU where there is one.
+
+Reads data/features.h5, data/similarity.parquet and data/components.h5, writes models/hashnet and the training curves
+under reports/train. A killed training goes on at its last checkpoint.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.params import Bits, Device, Frozen, Method
+
+
+class Uhscm(Frozen):
+    """Section ``train.uhscm``: weights and constants of UHSCM's loss."""
+
+    alpha: float = Field(ge=0)  # weight of the modified contrastive loss
+    beta: float = Field(ge=0)  # weight of the quantization loss
+    gamma: float = Field(gt=0)  # temperature of the contrastive loss
+    positive: float  # similarity from which a pair counts as positive (the paper's lambda)
+
+
+class Dsch(Frozen):
+    """Section ``train.dsch``: constants of DSCH's loss."""
+
+    temperature: float = Field(gt=0)  # of all three terms
+    weight: float = Field(ge=0)  # weight of the fine and of the coarse term
+    round: int = Field(gt=0)  # epochs between two E-steps
+
+
+class Train(Frozen):
+    """Section ``train``."""
+
+    hidden: int = Field(gt=0)  # hidden units of the head
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=1)
+    optimizer: Literal["sgd", "adamw"]
+    lr: float = Field(gt=0)  # at the start; falls to 0 on a cosine
+    weight_decay: float = Field(ge=0)
+    checkpoint: int = Field(gt=0)  # epochs between two checkpoints
+    uhscm: Uhscm
+    dsch: Dsch
+
+
+class Params(Frozen):
+    """Keys of ``params.yaml`` that this stage reads."""
+
+    method: Method
+    bits: Bits
+    seed: int = Field(ge=0)
+    device: Device
+    train: Train

@@ -1,0 +1,116 @@
+"""DSCH's components in code space, re-estimated on the codes of the network that they train."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.artifacts import COMPONENTS, PROVENANCE_KEY, Provenance, damaged
+from stages.components.mixture import (
+    Mixture,
+    coarse_assignment,
+    coarse_level,
+    fine_assignment,
+    fit_mixture,
+    responsibilities,
+    sign,
+)
+from stages.errors import InputError
+
+#: EM iterations of one E-step; it starts from the components of the round before.
+ITERATIONS = 20
+REG_COVAR = 1e-4
+
+
+@dataclass(frozen=True)
+class FirstComponents:
+    """What training takes from ``data/components.h5``.
+
+    Attributes:
+        posterior: float32 (n, m1), responsibilities (the top ones of each image, scaled to sum 1).
+        coarse_labels: int32 (m1,); train_id: (n,); provenance.
+    """
+
+    posterior: np.ndarray
+    coarse_labels: np.ndarray
+    train_id: np.ndarray
+    provenance: Provenance
+
+
+def read_components(path: Path = COMPONENTS) -> FirstComponents:
+    """Read ``data/components.h5``.
+
+    Raises:
+        InputError: it is missing, unreadable or of another schema.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: not found; run `dvc repro components`")
+    try:
+        with h5py.File(path) as file:
+            provenance = Provenance.from_json(file.attrs.get(PROVENANCE_KEY), path)
+            index, value = file["responsibilities/index"][:], file["responsibilities/value"][:]
+            labels, train_id = file["coarse_labels"][:], file["train/id"][:]
+    except (OSError, KeyError) as error:
+        raise damaged(path, error) from None
+    posterior = np.zeros((len(index), len(labels)), np.float32)
+    np.put_along_axis(posterior, index, value, axis=1)
+    return FirstComponents(posterior / posterior.sum(axis=1, keepdims=True), labels, train_id, provenance)
+
+
+@dataclass(frozen=True)
+class CodeComponents:
+    """Components as the M-step needs them, tensors on the training device.
+
+    Attributes:
+        posterior: (n, m1) responsibilities.
+        fine: (n, m1) unit rows (P1); coarse: (n, m2) (P2).
+        fine_prior, coarse_prior: (m1,), (m2,), sum 1; fine_centres, coarse_centres: (m1, K), (m2, K) in {-1, +1}.
+    """
+
+    posterior: Tensor
+    fine: Tensor
+    coarse: Tensor
+    fine_prior: Tensor
+    coarse_prior: Tensor
+    fine_centres: Tensor
+    coarse_centres: Tensor
+
+
+def _moments(codes: np.ndarray, posterior: np.ndarray) -> Mixture:
+    """The mixture in code space that the responsibilities (n, m1) imply for codes (n, K): one M-step of EM."""
+    mass = posterior.sum(axis=0) + 1e-9  # a component may have lost all its images
+    means = posterior.T @ codes / mass[:, None]
+    variances = np.maximum(posterior.T @ codes**2 / mass[:, None] - means**2, 0) + REG_COVAR
+    return Mixture(mass / mass.sum(), means, variances)
+
+
+def _components(posterior: np.ndarray, mixture: Mixture, labels: np.ndarray, coarse_means: np.ndarray,
+                device: torch.device) -> CodeComponents:  # fmt: skip
+    fine, n_coarse = fine_assignment(posterior), len(coarse_means)
+    arrays = (
+        posterior, fine, coarse_assignment(fine, labels, n_coarse), mixture.weights,
+        np.full(n_coarse, 1 / n_coarse), sign(mixture.means), sign(coarse_means),
+    )  # fmt: skip
+    return CodeComponents(*(torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays))
+
+
+def first_components(codes: Tensor, first: FirstComponents) -> CodeComponents:
+    """Components of the features, their centres placed among the codes (n, K) of the untrained network."""
+    mixture = _moments(codes.cpu().double().numpy(), first.posterior.astype(np.float64))
+    n_coarse = int(first.coarse_labels.max()) + 1
+    one_hot = np.eye(n_coarse)[first.coarse_labels]
+    coarse_means = one_hot.T @ mixture.means / np.maximum(one_hot.sum(axis=0), 1)[:, None]
+    return _components(first.posterior, mixture, first.coarse_labels, coarse_means, codes.device)
+
+
+def e_step(codes: Tensor, before: CodeComponents, seed: int) -> CodeComponents:
+    """Re-estimate the components on codes (n, K), warm from the responsibilities of the round before."""
+    rows = codes.cpu().double().numpy()
+    start = _moments(rows, before.posterior.cpu().double().numpy())
+    mixture = fit_mixture(rows, len(start.weights), seed=seed, iterations=ITERATIONS, reg_covar=REG_COVAR, start=start)
+    posterior, _ = responsibilities(rows, mixture)
+    hierarchy = coarse_level(mixture.means, len(before.coarse_prior), seed)
+    return _components(posterior, mixture, hierarchy.labels, hierarchy.centres, codes.device)

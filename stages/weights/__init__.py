@@ -1,0 +1,1 @@
+"""The ``weights`` stage: the vision-language model, pinned."""
