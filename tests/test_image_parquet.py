@@ -21,7 +21,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def write(
     path: Path, n: int = 4, start: int = 0, feature: Any = None, **columns: pa.Array
 ) -> Path:
-    """A file of `n` pictures from seed `start` on and more `columns`; `feature` is the hub's description of the label."""
+    """A file of `n` pictures from seed `start` on and more `columns`; `feature` is the hub's account of the label."""
     images = [{"bytes": picture(row), "path": f"{row}.png"} for row in range(start, start + n)]
     table = pa.table({"image": pa.array(images, IMAGE), **columns})
     if feature is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -125,7 +125,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _refuse(file: Path, column: str, types: dict[str, pa.DataType], expected: str) -> None:
+def _refuse(file: Path, column: str, types: dict[str, pa.DataType], expected: str) -> NoReturn:
     if column not in types:
         raise InputError(f"{file}: has no column '{column}' ({expected}); its columns are {', '.join(types)}")
     raise InputError(f"{file}: column '{column}' is {types[column]}, expected {expected}")
@@ -134,7 +134,7 @@ def _refuse(file: Path, column: str, types: dict[str, pa.DataType], expected: st
 def _hub_info(schema: pa.Schema) -> Any:
     try:
         return _get(json.loads((schema.metadata or {}).get(b"huggingface", b"{}")), "info")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from PIL import Image
 
@@ -47,7 +48,8 @@ def _records(seed: int, count: int) -> Iterator[Record]:
     pending: deque = deque()
     try:
         for start in starts:
-            pending.append(pool.submit(render_chunk, seed, start, min(start + CHUNK, count)))
+            with _interrupt_blocked():  # submitting starts workers, which inherit it
+                pending.append(pool.submit(render_chunk, seed, start, min(start + CHUNK, count)))
             if len(pending) > 2 * workers:
                 yield from pending.popleft().result()
         while pending:
@@ -56,6 +58,19 @@ def _records(seed: int, count: int) -> Iterator[Record]:
         raise OutsideError("a rendering process was killed from outside; free some memory and run it again") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Hold Ctrl-C back: it reaches the workers as well, and would end those that are just starting with a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _start_worker() -> None:

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -107,6 +108,7 @@ def verify(source: Source, directory: Path) -> Unassigned:
     splits: list[str] = []
     skipped: list[tuple[str, str]] = []
     with (
+        warnings.catch_warnings(action="ignore"),  # those of the decoders; inside the threads it would not be safe
         ThreadPoolExecutor(os.cpu_count()) as pool,
         ShardWriter(directory, SCHEMA) as writer,
         progress_bar("verify images", source.size) as bar,

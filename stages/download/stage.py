@@ -12,7 +12,7 @@ from stages.artifacts import (
     replacing_directory,
     resume_directory,
     write_json,
-)  # fmt: skip
+)
 from stages.download.cifar10 import cifar10
 from stages.download.config import Params
 from stages.download.folder import folder
@@ -65,8 +65,6 @@ def run(params: Params) -> None:
             stage="download", dataset=dataset.digest, params=params.model_dump(),
             versions=library_versions("numpy", "pillow", "pyarrow"),
         )  # fmt: skip
-        for leftover in IMAGES.parent.glob(f".{IMAGES.name}.*.tmp"):  # of a run that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
         with replacing_directory(IMAGES) as directory:
             write_shards(unassigned, splits, directory, dataset, provenance)
             DATASET.unlink(missing_ok=True)  # never beside images of another data set
