@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 from small_run import write_small_run
 
-from stages.artifacts import BASELINES, CONCEPTS, DATASET, read_json, write_json
+from stages.artifacts import (
+    BASELINES,
+    BASELINES_PRECISION_AT_N,
+    BASELINES_PRECISION_RECALL,
+    CONCEPTS,
+    DATASET,
+    read_json,
+    write_json,
+)
 from stages.baselines.config import Params
 from stages.baselines.methods import METHODS, itq, pca_sign
 from stages.baselines.stage import BLOCK, rows, run
 from stages.codes import unpack
 from stages.errors import InputError
-from stages.evaluate.reports import BASELINES_PRECISION_AT_N, BASELINES_PRECISION_RECALL, NO_LABELS, read_report
+from stages.evaluate.reports import NO_LABELS, read_report
 from stages.features import Features
 
 PARAMS = {"bits": 16, "seed": 0, "evaluate": {"precision_at": [1, 10]}}

@@ -5,20 +5,20 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from stages.artifacts import BASELINES, CONCEPTS, DATASET, FEATURES, Provenance
+from stages.artifacts import (
+    BASELINES,
+    BASELINES_PRECISION_AT_N,
+    BASELINES_PRECISION_RECALL,
+    CONCEPTS,
+    DATASET,
+    FEATURES,
+    Provenance,
+)
 from stages.baselines.config import Params
 from stages.baselines.methods import METHODS
 from stages.codes import pack
 from stages.errors import InputError
-from stages.evaluate.reports import (
-    BASELINES_PRECISION_AT_N,
-    BASELINES_PRECISION_RECALL,
-    NO_LABELS,
-    precision_at_rows,
-    precision_recall_rows,
-    write_csv,
-    write_report,
-)
+from stages.evaluate.reports import NO_LABELS, precision_at_rows, precision_recall_rows, write_csv, write_report
 from stages.evaluate.retrieval import Retrieval, evaluate_codes, evaluate_vectors, metrics_dict
 from stages.features import Features
 from stages.images import ImageShards, read_dataset

@@ -6,16 +6,21 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from stages.artifacts import BASELINES, CODES, COMPONENTS, CONCEPTS, PROVENANCE_KEY, Provenance, damaged, rebuild_hint
-from stages.codes import Codes
-from stages.errors import InputError
-from stages.evaluate.reports import (
+from stages.artifacts import (
+    BASELINES,
     BASELINES_PRECISION_AT_N,
     BASELINES_PRECISION_RECALL,
-    Curve,
-    read_curves,
-    read_report,
+    CODES,
+    COMPONENTS,
+    CONCEPTS,
+    PROVENANCE_KEY,
+    Provenance,
+    damaged,
+    rebuild_hint,
 )
+from stages.codes import Codes
+from stages.errors import InputError
+from stages.evaluate.reports import Curve, read_curves, read_report
 from stages.tables import read_table
 
 

@@ -11,11 +11,8 @@ from stages.artifacts import Provenance, damaged, read_json, rebuild_hint, repla
 from stages.errors import InputError
 from stages.evaluate.retrieval import Retrieval
 
-PLOTS = Path("reports/plots")
-PRECISION_RECALL = PLOTS / "precision_recall.csv"
-PRECISION_AT_N = PLOTS / "precision_at_n.csv"
-BASELINES_PRECISION_RECALL = PLOTS / "baselines_precision_recall.csv"
-BASELINES_PRECISION_AT_N = PLOTS / "baselines_precision_at_n.csv"
+PRECISION_RECALL = Path("reports/plots/precision_recall.csv")
+PRECISION_AT_N = Path("reports/plots/precision_at_n.csv")
 
 #: Said in the reports and on the terminal in place of metrics.
 NO_LABELS = "the data set has no labels: retrieval metrics are skipped"
