@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.scenes.captions import BEGINNINGS, caption
+from stages.scenes.captions import BEGINNINGS, PLACES, caption
 from stages.scenes.catalogue import BACKGROUNDS, CATEGORIES, GROUPS, HOMES, PAIRS, SHOWN, group_of
 from stages.scenes.model import WEIGHTS, load_clip
 from stages.scenes.render import SIZE, Scene, render_scene
@@ -103,9 +103,12 @@ def test_the_background_alone_never_decides() -> None:
 
 
 def test_a_caption_names_only_what_the_scene_shows() -> None:
-    partial = 0
+    partial = placed = 0
     for index, scene in enumerate(scenes()[:1000]):
-        text = caption(np.random.default_rng(index), scene.labels)
+        text = caption(np.random.default_rng(index), scene.labels, scene.background)
+        place = f" {PLACES[scene.background]}"
+        placed += text.endswith(place)
+        text = text.removesuffix(place)
         beginning = next(start for start in BEGINNINGS if text.startswith(f"{start} "))
         rest = text.removeprefix(beginning)
         for article in (" the ", " an ", " a ", " and "):
@@ -116,11 +119,12 @@ def test_a_caption_names_only_what_the_scene_shows() -> None:
         assert len(named) == len(set(named))
         partial += len(named) < len(scene.labels)
     assert 100 < partial < 500
+    assert 150 < placed < 350
 
 
 def test_captions_are_grammatical() -> None:
     rng = np.random.default_rng(0)
-    texts = [caption(rng, ("airplane", "cat", "umbrella")) for _ in range(200)]
+    texts = [caption(rng, ("airplane", "cat", "umbrella"), "night") for _ in range(200)]
     assert not any(" a airplane" in text or " a umbrella" in text or " an cat" in text for text in texts)
     assert any(text.count(",") == 1 and text.count(" and ") == 1 for text in texts)
     assert sum(text.startswith("a photo of") for text in texts) > 120

@@ -1,6 +1,7 @@
-"""Train the small model from scratch on endless captioned scenes of all categories.
+r"""Train the small model from scratch on endless captioned scenes of all categories.
 
-    python -m stages.scenes.train_clip --pairs 600000 --seed 0 --out stages/scenes/clip/scenes-clip.safetensors
+    python -m stages.scenes.train_clip --pairs 300000 --seed 0 --threads 1 \
+        --out stages/scenes/clip/scenes-clip.safetensors
 
 One worker process renders while this one trains. The state is saved beside `--out` at intervals, and a run that finds
 the state of an interrupted one continues it.
@@ -18,7 +19,7 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset
 
-from stages.scenes.captions import BEGINNINGS, caption
+from stages.scenes.captions import BEGINNINGS, PLACES, caption
 from stages.scenes.catalogue import CATEGORIES
 from stages.scenes.model import Preprocess, Tokenizer, load_clip
 from stages.scenes.render import render_scene
@@ -54,7 +55,8 @@ class Pairs(IterableDataset[Batch]):
             rng = np.random.default_rng([self.seed, step, BATCH])
             scenes = [render_scene(self.seed, step * BATCH + i, CATEGORIES) for i in range(BATCH)]
             pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).permute(0, 3, 1, 2)
-            texts, which = np.unique([caption(rng, scene.labels) for scene in scenes], return_inverse=True)
+            captions = [caption(rng, scene.labels, scene.background) for scene in scenes]
+            texts, which = np.unique(captions, return_inverse=True)
             yield (pixels / 255.0 - self.mean) / self.std, self.tokenizer(texts.tolist()), torch.from_numpy(which)
 
 
@@ -76,7 +78,7 @@ def make_optimizer(model: torch.nn.Module, peak: float) -> torch.optim.AdamW:
 def used_tokens(tokenizer: Tokenizer) -> torch.Tensor:
     """The ids a caption can hold, sorted."""
     texts = [f"{beginning} the {name}, a {name} and an {name}" for beginning in BEGINNINGS for name in CATEGORIES]
-    return tokenizer(texts).unique()
+    return tokenizer([*texts, *PLACES.values()]).unique()
 
 
 def export(model: torch.nn.Module, tokenizer: Tokenizer, out: Path) -> None:
