@@ -9,6 +9,7 @@ install: $(VENV)/installed
 
 # The venv is made anew when the lock or the project's metadata change.
 $(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet -r requirements.lock
 	$(VENV)/bin/pip install --quiet --no-deps -e .

@@ -1,12 +1,16 @@
 """``python -m stages NAME``: one command a stage, each of which runs with and without DVC."""
 
+import errno
 import importlib
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
 from stages.errors import InputError, OutsideError
-from stages.params import PARAMS_FILE, parse, read_params_file
+from stages.params import PARAMS_FILE, parse, read_params_file, unknown_key
 
 #: The stages in the order in which data flows through them.
 STAGES = (
@@ -28,7 +32,7 @@ def run_stage(name: str) -> None:
     known = {key for config in configs.values() for key in config.model_fields}
     for key in values:
         if key not in known:
-            raise InputError(f"{PARAMS_FILE}: unknown key '{key}'; known keys are {', '.join(sorted(known))}")
+            raise InputError(f"{PARAMS_FILE}: {unknown_key(str(key), known)}")
     params = {stage: parse(config, values) for stage, config in configs.items()}
     importlib.import_module(f"stages.{name}.stage").run(params[name])
 
@@ -39,29 +43,66 @@ def _register(name: str) -> None:
 
     @app.command(name, help=text)
     def command() -> None:
-        run_stage(name)
+        with one_line_errors():
+            run_stage(name)
 
 
-def main() -> None:
-    """Entry point: one clear line and an exit code instead of a traceback.
+class Terminated(BaseException):
+    """SIGTERM came: the work in progress is cleaned up as after Ctrl-C."""
 
-    2: parameters, data or disk (the user can mend it); 1: something outside failed; 130: interrupted.
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next one ends it at once
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise an error for each of its workers that end, too
+    raise Terminated
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """One clear line and an exit code instead of a traceback, for everything that is not a bug of the project.
+
+    2: parameters, data, memory or disk (the user can mend it); 1: something outside failed; 130, 143: interrupted.
     """
-    for name in STAGES:
-        _register(name)
     try:
-        app()
-    except (InputError, OutsideError) as error:
-        code = 2 if isinstance(error, InputError) else 1
-        message = str(error)
-    except OSError as error:  # full or read-only disk, missing permission: names the file itself
-        code, message = 2, f"{error.filename or 'disk'}: {error.strerror or error}; make room or correct the permissions"
+        yield
+    except InputError as error:
+        code, message = 2, str(error)
+    except OutsideError as error:
+        code, message = 1, str(error)
+    except OSError as error:
+        code, message = 2, _disk_message(error)
     except KeyboardInterrupt:
         code, message = 130, "interrupted; the same command resumes"
+    except Terminated:
+        code, message = 143, "terminated; the same command resumes"
+    except Exception as error:
+        # By its name, since torch's own (GPU memory) is not to be imported here.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
+        code, message = 2, f"out of memory{reason}; free some, or set smaller batch sizes in {PARAMS_FILE}"
     else:
         return
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _disk_message(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice = "make room on that disk and repeat the command"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        advice = "correct the permissions there and repeat the command"
+    else:
+        advice = "check that path and its disk"
+    return f"{error.filename or 'disk'}: {error.strerror or ' '.join(str(error).split())}; {advice}"
+
+
+def main() -> None:
+    """Entry point, see :func:`one_line_errors`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for name in STAGES:
+        _register(name)
+    app()
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """Where the artifacts lie, how they are written (beside, then renamed) and the provenance that each one carries."""
 
+import errno
+import glob
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from stages.errors import InputError
+from stages.errors import InputError, OutsideError
 
 IMAGES = Path("data/images")
 DATASET = Path("data/dataset.json")
@@ -26,12 +31,15 @@ HASHNET = Path("models/hashnet")
 CODES = Path("data/codes.h5")
 METRICS = Path("reports/metrics.json")
 BASELINES = Path("reports/baselines.json")
+BASELINES_PRECISION_RECALL = Path("reports/plots/baselines_precision_recall.csv")
+BASELINES_PRECISION_AT_N = Path("reports/plots/baselines_precision_at_n.csv")
 
 #: The stage that makes an artifact, for "rebuild it with ..." in messages.
 PRODUCER = {
     IMAGES: "download", DATASET: "download", CLIP: "weights", FEATURES: "extract", CONCEPTS: "mine",
     CONCEPT_DISTRIBUTION: "mine", SIMILARITY: "similarity", COMPONENTS: "components", HASHNET: "train",
-    CODES: "encode", METRICS: "evaluate", BASELINES: "baselines",
+    CODES: "encode", METRICS: "evaluate", BASELINES: "baselines", BASELINES_PRECISION_RECALL: "baselines",
+    BASELINES_PRECISION_AT_N: "baselines",
 }  # fmt: skip
 
 #: Key of the provenance in Parquet schema metadata, HDF5 root attributes and JSON artifacts.
@@ -104,41 +112,156 @@ def library_versions(*names: str) -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
+#: A temporary of a process that has ended, or one older than this many seconds, is left over from a killed run.
+STALE_AFTER = 24 * 3600
+
+#: Errors of the disk that the user can mend, wherever they come up.
+DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`; renamed to `path` when the block succeeds, removed when it fails.
 
     Works where `path` is a read-only link into the DVC cache, since the link itself is replaced.
+
+    Raises:
+        OSError: the disk is full or read-only; names `path`, whichever library met it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _naming(path):
+        handle, name = tempfile.mkstemp(suffix=f".tmp{path.suffix}", **_beside(path))
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _flush(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Like :func:`replacing`, as an open file, for libraries that cannot take a failed write (HDF5, PyTorch).
+
+    An error of the disk is raised at the end of the block.
+    """
+    with replacing(path) as temporary, _PatientFile(temporary, "w+") as file:
+        try:
+            yield file
+        finally:
+            if file.error:
+                raise file.error
+
+
+class _PatientFile(io.FileIO):
+    """A file that keeps its first error to itself and drops what is written after it.
+
+    HDF5 ends the whole process when it is told, and PyTorch's writer hides the reason.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        with self._keeping_error():
+            while rest and not self.error:
+                rest = rest[os.write(self.fileno(), rest) :]
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._keeping_error():
+            super().truncate(size)
+        return self.tell() if size is None else size
+
+    @contextmanager
+    def _keeping_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
 
 
 @contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
-    """Like :func:`replacing` for a directory: `path` is the old one, the complete new one, or (killed between) absent."""
+    """Like :func:`replacing` for a directory: `path` is the old one, the complete new one, or (killed between) absent.
+
+    Raises:
+        OSError: as of :func:`replacing`.
+    """
+    with _naming(path):
+        temporary = Path(tempfile.mkdtemp(suffix=".tmp", **_beside(path)))
+        old = temporary.with_suffix(".old.tmp")
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            os.chmod(temporary, 0o755)
+            if path.is_dir() and not path.is_symlink():
+                os.replace(path, old)  # at once: deleting it takes time, and half of it must never lie there
+            else:
+                path.unlink(missing_ok=True)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """Where a temporary for `path` goes and how its name begins; what killed runs have left there is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    prefix = f".{path.name}."
+    for other in path.parent.glob(f"{glob.escape(prefix)}*.tmp*"):
+        process = other.name.removeprefix(prefix).split(".")[0]
+        if process.isdecimal() and _is_stale(other, int(process)):
+            if other.is_dir():
+                shutil.rmtree(other, ignore_errors=True)
+            else:
+                other.unlink(missing_ok=True)
+    return {"prefix": f"{prefix}{os.getpid()}.", "dir": path.parent}
+
+
+def _is_stale(temporary: Path, process: int) -> bool:
     try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # there is one, of another user
+        pass
+    try:
+        return time.time() - temporary.stat().st_mtime > STALE_AFTER  # the number now belongs to another process
+    except FileNotFoundError:
+        return False
+
+
+def _flush(file: Path) -> None:
+    """Bring a file to the disk before it is renamed, so that not even a power cut leaves it empty."""
+    with open(file, "rb") as written:
+        os.fsync(written.fileno())
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into an OSError that names `path`: the libraries name a temporary, or nothing."""
+    try:
+        yield
+    except (InputError, OutsideError):
+        raise
+    except Exception as error:
+        # HDF5, Arrow and safetensors give the number in the text alone.
+        told = re.search(r"(?:errno[ =]+|os error |code: )(\d+)", str(error), re.IGNORECASE)
+        number = getattr(error, "errno", None) or (int(told[1]) if told else None)
+        place = getattr(error, "filename", None)
+        if number not in DISK_ERRORS or not (place is None or _is_within(Path(os.fsdecode(place)), path.parent)):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _is_within(place: Path, directory: Path) -> bool:
+    return place.absolute().is_relative_to(directory.absolute())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -178,9 +301,10 @@ def fingerprint(content: Any) -> str:
 def resume_directory(stage: str, key: Any) -> Path:
     """The directory for unfinished work of `stage` with inputs `key`, made if needed; other keys' leftovers go.
 
-    The caller removes it (:func:`shutil.rmtree`) when the work is done.
+    Work that other code began is not gone on with. The caller removes it (:func:`shutil.rmtree`) when it is done.
     """
-    directory = RESUME / f"{stage}-{fingerprint(key)}"
+    code = [sha256(file) for file in sorted(Path(__file__).parent.rglob("*.py"))]
+    directory = RESUME / f"{stage}-{fingerprint([key, code])}"
     for other in RESUME.glob(f"{stage}-*"):
         if other != directory:
             shutil.rmtree(other, ignore_errors=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stages.artifacts import CODES, PROVENANCE_KEY, Provenance, damaged, replacing
+from stages.artifacts import CODES, PROVENANCE_KEY, Provenance, damaged, writing
 from stages.errors import InputError
 
 
@@ -45,14 +45,13 @@ class Codes:
 
 def write_codes(codes: Codes, path: Path = CODES) -> None:
     """Write ``codes.h5`` atomically."""
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.attrs[PROVENANCE_KEY] = codes.provenance.to_json()
-            file.attrs["bits"] = codes.bits
-            file.attrs["method"] = codes.method
-            for split in ("query", "database"):
-                file[f"{split}/codes"] = getattr(codes, split)
-                file[f"{split}/id"] = getattr(codes, f"{split}_id")
+    with writing(path) as target, h5py.File(target, "w") as file:
+        file.attrs[PROVENANCE_KEY] = codes.provenance.to_json()
+        file.attrs["bits"] = codes.bits
+        file.attrs["method"] = codes.method
+        for split in ("query", "database"):
+            file[f"{split}/codes"] = getattr(codes, split)
+            file[f"{split}/id"] = getattr(codes, f"{split}_id")
 
 
 def read_codes(path: Path = CODES) -> Codes:
@@ -76,6 +75,8 @@ def read_codes(path: Path = CODES) -> Codes:
             bits = int(file.attrs["bits"])
     except (OSError, KeyError) as error:
         raise damaged(path, error) from None
-    if codes.query.dtype != np.uint8 or codes.query.shape[1] != codes.database.shape[1] or codes.bits != bits:
-        raise damaged(path, f"codes are {codes.query.dtype} {codes.query.shape}, {bits} bits were promised")
+    for split, ids in (("query", codes.query_id), ("database", codes.database_id)):
+        packed = arrays[split]
+        if packed.dtype != np.uint8 or packed.shape != (len(ids), bits // 8):
+            raise damaged(path, f"{split}/codes is {packed.dtype} {packed.shape} for {len(ids)} images of {bits} bits")
     return codes

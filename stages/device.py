@@ -28,3 +28,11 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries that are given no generator draw from this one)
     torch.manual_seed(seed)
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """A seed below 2**32 for part `index` of work seeded with `seed`.
+
+    PyTorch's CPU generator takes the low 32 bits of its seed alone, so the two are hashed rather than put side by side.
+    """
+    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])

@@ -31,15 +31,25 @@ class Features:
             raise InputError(f"{path}: not found; run `dvc repro extract`")
         try:
             self._file = h5py.File(path)
+        except OSError as error:
+            raise damaged(path, error) from None
+        try:
+            self._open(path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        try:
             self._features = self._file["image/features"]
             self._views = self._file["train/views"]
             self.train_id: np.ndarray = self._file["train/id"][:]
             self.provenance = Provenance.from_json(self._file.attrs.get(PROVENANCE_KEY), path)
-        except (OSError, KeyError) as error:
+            self.n_images, self.dim = self._features.shape
+            self.n_views, *rest = self._views.shape
+        except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
             raise damaged(path, error) from None
-        self.n_images, self.dim = self._features.shape
-        self.n_views = self._views.shape[0]
-        if self._views.shape[1:] != (len(self.train_id), self.dim):
+        if rest != [len(self.train_id), self.dim]:
             raise damaged(path, f"train/views has shape {self._views.shape}, image/features {self._features.shape}")
 
     def images(self, ids: np.ndarray | slice = slice(None)) -> np.ndarray:

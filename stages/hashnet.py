@@ -1,8 +1,6 @@
 """The hashing network, a head on cached features, and its folder ``models/hashnet``.
 
-``model.safetensors`` and ``config.json`` are all that is needed to load it elsewhere::
-
-    features (n, dim) -> Linear(dim, hidden) -> BatchNorm -> ReLU -> Linear(hidden, bits) -> tanh -> sign
+``model.safetensors`` and ``config.json``, which has :data:`ARCHITECTURE`, are all that is needed to load it elsewhere.
 """
 
 import json
@@ -15,6 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.artifacts import HASHNET, Provenance, damaged, read_json, replacing_directory
+
+#: For a reader of ``config.json`` without this pipeline.
+ARCHITECTURE = (
+    "unit-length features (n, dim) * sqrt(dim) -> layers.0 Linear(dim, hidden) -> layers.1 BatchNorm1d(hidden) -> ReLU "
+    "-> layers.3 Linear(hidden, bits) -> tanh; a bit is 1 where the output is >= 0"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def save_hashnet(net: HashNet, provenance: Provenance, directory: Path = HASHNET
     with replacing_directory(directory) as temporary:
         save_file({name: value.contiguous().cpu() for name, value in net.state_dict().items()},
                   temporary / "model.safetensors")  # fmt: skip
-        config = {**asdict(net.config), "provenance": asdict(provenance)}
+        config = {**asdict(net.config), "architecture": ARCHITECTURE, "provenance": asdict(provenance)}
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -73,6 +77,7 @@ def load_hashnet(directory: Path = HASHNET) -> tuple[HashNet, Provenance]:
     content = read_json(directory / "config.json")
     try:
         provenance = Provenance(**content.pop("provenance"))
+        content.pop("architecture", None)
         net = HashNet(HashNetConfig(**content))
         net.load_state_dict(load_file(directory / "model.safetensors"))
     except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

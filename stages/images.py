@@ -30,7 +30,7 @@ SCHEMA = pa.schema([
 MAX_PIXELS = 50_000_000
 
 #: The kinds that are decoded; Pillow knows others whose decoders start programs.
-FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
 def decode(data: bytes) -> Image.Image:
@@ -47,7 +47,10 @@ def decode(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):  # convert() would clip to 255 instead of scaling
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert("RGB")
     except ValueError:
         raise
     except UnidentifiedImageError:

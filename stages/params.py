@@ -3,11 +3,13 @@
 The fields of a stage's ``Params`` are exactly the keys that ``dvc.yaml`` lists for that stage; a test holds it to that.
 """
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import InputError
 
@@ -25,11 +27,14 @@ def _multiple_of_eight(bits: int) -> int:
 
 Bits = Annotated[int, AfterValidator(_multiple_of_eight)]
 
+#: What scikit-learn takes as a seed.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
 
 class Frozen(BaseModel):
-    """Base of every parameter object: immutable, strict about types, no unknown keys."""
+    """Base of every parameter object: immutable, strict about types, finite numbers, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 P = TypeVar("P", bound=Frozen)
@@ -62,20 +67,43 @@ def parse(model: type[P], values: dict[str, Any], path: Path = PARAMS_FILE) -> P
     try:
         return model.model_validate({key: values[key] for key in model.model_fields if key in values})
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from None
+        raise InputError(f"{path}: {_first_problem(error, model)}") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """What to say of the unknown `key` (with the names of its sections, by points) where `known` ones may stand."""
+    known = sorted(known)
+    near = difflib.get_close_matches(key.split(".")[-1], known, n=1)
+    return f"unknown key '{key}'; " + (f"did you mean '{near[0]}'?" if near else f"known ones are {', '.join(known)}")
+
+
+def _first_problem(error: ValidationError, model: type[Frozen]) -> str:
     problem = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"]) or "params"
+    key, value, message = ".".join(map(str, problem["loc"])), problem["input"], problem["msg"]
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'; remove it or see the keys in the README"
+        return unknown_key(key, _section(model, problem["loc"][:-1]).model_fields)
     if problem["type"] == "missing":
         return f"key '{key}' is missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+    if problem["type"] == "model_type":
+        return f"{key}: must be a section with keys of its own, is {value!r}"
+    message = message.removeprefix("Value error, ")
+    message = f"{message[0].lower()}{message[1:]}"
+    if isinstance(value, dict):  # a rule about several keys of a section
+        return f"{key}: {message}"
+    if isinstance(value, str) and "number" in message and _is_float(value):
+        message += f"; YAML takes {value} for text, write it with a point, like 1.0e-3"
+    return f"{key}: {value!r} is not allowed: {message}"
 
 
-def load(model: type[P], path: Path = PARAMS_FILE) -> P:
-    """Read `model` from the parameters file (see :func:`parse`)."""
-    return parse(model, read_params_file(path), path)
+def _section(model: type[Frozen], names: Iterable[str | int]) -> type[Frozen]:
+    for name in names:
+        model = model.model_fields[name].annotation
+    return model
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -32,7 +32,8 @@ class Bar:
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Iterate over `items` under a bar."""
+    iterator = iter(items)  # may fork processes: before the bar's thread can be in the middle of anything
     with progress_bar(description, total) as bar:
-        for item in items:
+        for item in iterator:
             yield item
             bar.advance()

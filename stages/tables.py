@@ -26,7 +26,8 @@ def matrix(table: pa.Table, column: str) -> np.ndarray:
 
 def write_table(table: pa.Table, path: Path, provenance: Provenance, extra: Mapping[str, Any] | None = None) -> None:
     """Write a Parquet artifact atomically, `extra` as JSON beside the provenance."""
-    metadata = {PROVENANCE_KEY: provenance.to_json(), **{key: json.dumps(value) for key, value in (extra or {}).items()}}
+    metadata = {key: json.dumps(value) for key, value in (extra or {}).items()}
+    metadata[PROVENANCE_KEY] = provenance.to_json()
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
 
@@ -43,16 +44,20 @@ def read_table(path: Path, columns: Mapping[str, pa.DataType | None]) -> tuple[p
     if not path.exists():
         raise InputError(f"{path}: not found; {rebuild_hint(path)}")
     try:
-        table = pq.read_table(path)
+        schema = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise damaged(path, error) from None
     for name, kind in columns.items():
-        found = table.schema.field(name).type if name in table.schema.names else None
+        found = schema.field(name).type if name in schema.names else None
         is_row = found is not None and pa.types.is_fixed_size_list(found) and found.value_type == pa.float32()
         if not (is_row if kind is None else found == kind):
             raise damaged(path, f"column '{name}' is {found or 'missing'}, not {kind or 'fixed-size lists of float'}")
-    metadata = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+    try:
+        table = pq.read_table(path, columns=list(columns))  # nothing else: the others may be n x n
+    except (pa.ArrowInvalid, OSError) as error:
+        raise damaged(path, error) from None
+    metadata = {key.decode(): value for key, value in (schema.metadata or {}).items()}
     provenance = Provenance.from_json(metadata.get(PROVENANCE_KEY), path)
     extra = {key: json.loads(value) for key, value in metadata.items()
              if key not in (PROVENANCE_KEY, "ARROW:schema", "pandas")}  # fmt: skip
-    return table.select(list(columns)), provenance, extra
+    return table, provenance, extra

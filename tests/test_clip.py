@@ -68,6 +68,17 @@ def test_stored_half_precision_runs_in_float32(pinned):
     assert clip.precision == "float32"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_mixed_precision_on_cuda_gives_nearly_the_same(pinned):
+    on_cpu, on_cuda = load_clip(pinned), load_clip(pinned, "cuda")
+    assert on_cuda.precision == "float16 autocast"
+    batch = torch.rand(5, 3, 64, 64)
+    features = on_cuda.encode_images(batch)
+    assert features.device.type == "cpu" and features.dtype == torch.float32
+    torch.testing.assert_close(features, on_cpu.encode_images(batch), atol=0.01, rtol=0)
+    torch.testing.assert_close(on_cuda.encode_texts(["cat"]), on_cpu.encode_texts(["cat"]), atol=0.01, rtol=0)
+
+
 def test_texts_are_encoded_in_batches_alike(pinned, monkeypatch):
     clip = load_clip(pinned)
     texts = [f"a photo of the number {n}" for n in range(7)]

@@ -63,7 +63,6 @@ def test_embedded_model(tmp_path, monkeypatch):
     assert config.source == "embedded scenes-clip.safetensors"
 
 
-@pytest.mark.skipif(not (source.EMBEDDED / "scenes-clip.safetensors").exists(), reason="is being trained")
 def test_model_of_the_package(tmp_path):
     clip = load_clip(pin("scenes-clip", "embedded", tmp_path / "clip"))
     assert clip.image_size == (64, 64)

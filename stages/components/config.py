@@ -6,7 +6,7 @@ its own codes; here they can be inspected before any training.
 
 from pydantic import Field, model_validator
 
-from stages.params import Frozen
+from stages.params import Frozen, Seed
 
 
 class Components(Frozen):
@@ -29,5 +29,5 @@ class Components(Frozen):
 class Params(Frozen):
     """Keys of ``params.yaml`` that this stage reads."""
 
-    seed: int = Field(ge=0)
+    seed: Seed
     components: Components

@@ -59,7 +59,7 @@ def fit_mixture(
         rows: (n, d).
 
     Raises:
-        InputError: more components than rows.
+        InputError: more components than rows, fewer than two rows, or a component without spread.
     """
     if components > len(rows):
         raise InputError(
@@ -74,7 +74,13 @@ def fit_mixture(
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # whether it converged is recorded
-        model.fit(rows)
+        try:
+            model.fit(rows)
+        except ValueError as error:
+            raise InputError(
+                f"components: the mixture cannot be fitted ({' '.join(str(error).split())}); set fewer components.fine "
+                f"or a larger components.reg_covar (it is {reg_covar:g})"
+            ) from None
     return Mixture(
         model.weights_, model.means_, model.covariances_, float(model.lower_bound_), model.converged_, model.n_iter_
     )

@@ -4,9 +4,10 @@ import h5py
 import numpy as np
 from sklearn.decomposition import PCA
 
-from stages.artifacts import COMPONENTS, PROVENANCE_KEY, Provenance, library_versions, replacing
+from stages.artifacts import COMPONENTS, FEATURES, PROVENANCE_KEY, Provenance, library_versions, writing
 from stages.components.config import Params
 from stages.components.mixture import coarse_level, cooccurrence, fit_mixture, responsibilities
+from stages.errors import InputError
 from stages.features import Features
 
 
@@ -15,8 +16,10 @@ def run(params: Params) -> None:
     options = params.components
     with Features() as features:
         made_from, train_id, images = features.provenance, features.train_id, features.train()
+    if len(images) < 2:
+        raise InputError(f"{FEATURES}: components need at least 2 training images, there are {len(images)}")
     pca = PCA(min(options.pca, *images.shape), random_state=params.seed)
-    reduced = pca.fit_transform(images)
+    reduced = pca.fit_transform(images).astype(np.float64)  # log-densities cancel in single precision
     mixture = fit_mixture(
         reduced, options.fine, seed=params.seed, iterations=options.iterations, reg_covar=options.reg_covar
     )
@@ -28,7 +31,7 @@ def run(params: Params) -> None:
         "components", made_from.dataset, made_from.model,
         params={**options.model_dump(), "seed": params.seed}, versions=library_versions("scikit-learn"),
     )  # fmt: skip
-    with replacing(COMPONENTS) as temporary, h5py.File(temporary, "w") as file:
+    with writing(COMPONENTS) as target, h5py.File(target, "w") as file:
         file.attrs[PROVENANCE_KEY] = provenance.to_json()
         file.attrs.update(log_likelihood=mixture.log_likelihood, converged=mixture.converged,
                           iterations=mixture.iterations)  # fmt: skip

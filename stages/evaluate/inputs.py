@@ -57,9 +57,11 @@ def read_concepts(codes: Codes) -> Concepts:
     provenance.require_same(codes.provenance, CONCEPTS, CODES)
     frequency = table["frequency"].to_numpy()
     low, high = provenance.params["min_frequency"], provenance.params["max_frequency"]
-    n, m = int(frequency.sum()), len(frequency)  # every training image has one top concept
+    reasons = table["reason"].to_pylist()
+    # Every training image has one top concept; names of classes that were left out are no candidates.
+    n, m = int(frequency.sum()), len(frequency) - reasons.count("label name")
     return Concepts(
-        table["concept"].to_pylist(), frequency, table["reason"].to_pylist(),
+        table["concept"].to_pylist(), frequency, reasons,
         lower=None if low is None else low * n / m, upper=None if high is None else high * n,
     )  # fmt: skip
 

@@ -6,16 +6,16 @@ after this is cheap. A killed extraction goes on where it stopped.
 
 from pydantic import Field
 
-from stages.params import Device, Frozen
+from stages.params import Device, Frozen, Seed
 
 
 class Extract(Frozen):
     """Section ``extract``."""
 
     views: int = Field(ge=2, le=64)  # augmented views of each training image; DSCH needs two
-    batch_size: int = Field(gt=0)  # images decoded and encoded at a time
+    batch_size: int = Field(gt=0)  # images and views of images decoded at a time
     workers: int = Field(ge=0)  # processes that decode; 0 decodes in the main process
-    seed: int = Field(ge=0)  # of the augmentation
+    seed: Seed  # of the augmentation
 
 
 class Params(Frozen):

@@ -1,21 +1,28 @@
 """Read image shards, encode them in batches, write ``features.h5``; resumable at every row group."""
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch.utils.data import DataLoader
 
-from stages.artifacts import FEATURES, PROVENANCE_KEY, Provenance, library_versions, replacing, resume_directory
+from stages.artifacts import (
+    FEATURES,
+    PROVENANCE_KEY,
+    Provenance,
+    library_versions,
+    replacing,
+    resume_directory,
+    writing,
+)
 from stages.clip import ClipModel, load_clip
 from stages.device import resolve_device
 from stages.extract.config import Params
-from stages.extract.decoding import DecodedSlices, Slice
+from stages.extract.decoding import DecodedSlices, Slice, decoded_slices
 from stages.images import ImageShards
-from stages.progress import progress_bar
 
 
 def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], params: Params) -> None:
@@ -23,14 +30,17 @@ def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], par
 
     Args:
         groups: the file to write, and the (shard, row group) that goes into it.
+
+    Raises:
+        InputError: an image cannot be read, or a process that decodes was killed.
     """
     plan: list[tuple[Path, Slice]] = []
     for target, (shard, group) in groups.items():
         rows = pq.ParquetFile(shard).metadata.row_group(group).num_rows
-        step = params.extract.batch_size
+        # Where all are for training, a slice has as many pictures as a batch: what waits between processes is bounded.
+        step = max(1, params.extract.batch_size // (1 + params.extract.views))
         plan += [(target, Slice(shard, group, start, min(start + step, rows))) for start in range(0, rows, step)]
     dataset = DecodedSlices([part for _, part in plan], clip, params.extract.views, params.extract.seed)
-    loader = DataLoader(dataset, batch_size=None, num_workers=params.extract.workers)
 
     def encode(batch: torch.Tensor) -> np.ndarray:
         return clip.encode_images(batch).numpy().astype(np.float16)
@@ -38,8 +48,8 @@ def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], par
     images: list[np.ndarray] = []
     views: list[np.ndarray] = []
     targets = [target for target, _ in plan]
-    with progress_bar("extract", total=len(plan)) as bar:
-        for target, following, (batch, augmented) in zip(targets, [*targets[1:], None], loader, strict=True):
+    with closing(decoded_slices(dataset, params.extract.workers)) as decoded:
+        for target, following, (batch, augmented) in zip(targets, [*targets, None][1:], decoded, strict=True):
             images.append(encode(batch))
             if len(augmented):
                 views.append(np.stack([encode(view) for view in augmented.unbind(1)]))
@@ -48,13 +58,12 @@ def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], par
                 with replacing(target) as temporary:
                     np.savez(temporary, images=np.concatenate(images), views=np.concatenate([empty, *views], axis=1))
                 images, views = [], []
-            bar.advance()
 
 
 def join(parts: list[Path], shards: ImageShards, clip: ClipModel, n_views: int, provenance: Provenance) -> None:
     """Join the encoded row groups, in order, into ``data/features.h5``."""
     ids, train_ids = shards.columns(["id"])["id"].to_numpy(), shards.ids("train")
-    with replacing(FEATURES) as temporary, h5py.File(temporary, "w") as file:
+    with writing(FEATURES) as target, h5py.File(target, "w") as file:
         file.attrs.update({
             PROVENANCE_KEY: provenance.to_json(), "model": clip.name, "pretrained": clip.pretrained or "",
             "preprocessing": f"{clip.image_size} pixels ({clip.resize_mode}, {clip.interpolation}), "
@@ -64,7 +73,9 @@ def join(parts: list[Path], shards: ImageShards, clip: ClipModel, n_views: int, 
         file["image/id"], file["train/id"] = ids, train_ids
         rows = min(1024, len(ids))
         images = file.create_dataset("image/features", (len(ids), clip.dim), "f2", chunks=(rows, clip.dim))
-        views = file.create_dataset("train/views", (n_views, len(train_ids), clip.dim), "f2")
+        views_shape = (n_views, len(train_ids), clip.dim)
+        chunks = (1, min(1024, len(train_ids)), clip.dim) if len(train_ids) else None  # a chunk cannot be empty
+        views = file.create_dataset("train/views", views_shape, "f2", chunks=chunks)
         row = train_row = 0
         for part in parts:
             with np.load(part) as arrays:

@@ -4,6 +4,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from stages.device import derived_seed
+
 
 def augmentation(size: tuple[int, int]) -> v2.Transform:
     """Augment an RGB image to `size` (height, width) pixels.
@@ -21,8 +23,10 @@ def augmentation(size: tuple[int, int]) -> v2.Transform:
     ])  # fmt: skip
 
 
-def augmented_views(image: Image.Image, transform: v2.Transform, views: int, seed: int, index: int) -> list[Image.Image]:
+def augmented_views(
+    image: Image.Image, transform: v2.Transform, views: int, seed: int, index: int
+) -> list[Image.Image]:
     """`views` augmentations of one image that depend on (seed, index) alone, whichever process makes them."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed << 40) + index)
+        torch.default_generator.manual_seed(derived_seed(seed, index))  # of the CPU alone, which draws all of it
         return [transform(image) for _ in range(views)]

@@ -18,7 +18,7 @@ def read_vocabulary(path: Path) -> list[str]:
         InputError: the file is missing, is not UTF-8 text, or has fewer than two concepts.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise InputError(f"concepts.vocabulary: {path} not found; give a text file with one concept a line") from None
     except UnicodeDecodeError:
@@ -27,6 +27,12 @@ def read_vocabulary(path: Path) -> list[str]:
     if len(words) < 2:
         raise InputError(f"concepts.vocabulary: {path} has {len(words)} concepts; at least 2 are needed")
     return words
+
+
+def are_label_names(words: list[str], class_names: list[str]) -> np.ndarray:
+    """Which words are names of classes, but for upper and lower case: bool (m,)."""
+    names = {name.lower() for name in class_names}
+    return np.array([word.lower() in names for word in words])
 
 
 def concept_scores(image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
@@ -61,7 +67,9 @@ def concept_frequency(image_features: np.ndarray, text_features: np.ndarray) -> 
     return frequency
 
 
-def denoise(frequency: np.ndarray, n_images: int, low: float | None, high: float | None) -> tuple[np.ndarray, list[str]]:
+def denoise(
+    frequency: np.ndarray, n_images: int, low: float | None, high: float | None
+) -> tuple[np.ndarray, list[str]]:
     """Keep concept j when low * n / m < frequency_j < high * n (UHSCM, step 3; None switches a bound off).
 
     Returns:
@@ -75,10 +83,14 @@ def denoise(frequency: np.ndarray, n_images: int, low: float | None, high: float
     frequent = np.zeros(m, bool) if high is None else frequency >= high * n_images
     kept = ~rare & ~frequent
     if not kept.any():
+        bounds = []
+        if rare.any():
+            bounds.append(f"{rare.sum()} are on top of at most {low} * n / m images (concepts.min_frequency)")
+        if frequent.any():
+            bounds.append(f"{frequent.sum()} on top of at least {high} * n images (concepts.max_frequency)")
         raise InputError(
-            f"no concept kept: of {m}, {rare.sum()} are the top concept of at most {low} * n / m images "
-            f"(concepts.min_frequency) and {frequent.sum()} of at least {high} * n (concepts.max_frequency), "
-            f"n = {n_images}; loosen that bound or use another vocabulary"
+            f"no concept kept: of m = {m} for n = {n_images} training images, {' and '.join(bounds)}; "
+            "loosen that bound or use another vocabulary"
         )
     return kept, ["too rare" if r else "too frequent" if f else "" for r, f in zip(rare, frequent, strict=True)]
 

@@ -6,11 +6,10 @@ Q = scale * F F^T + offset has rank m' + 1 at most.
 
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
-from stages.artifacts import SIMILARITY, Provenance
+from stages.artifacts import SIMILARITY, Provenance, damaged
 from stages.tables import matrix, read_table
 
 #: scale and offset of each form of the matrix.
@@ -42,6 +41,8 @@ def nearest_neighbours(similarity: SimilarityMatrix, k: int) -> tuple[np.ndarray
     Returns:
         rows: int64 (n, k), most similar first; similarities: float32 (n, k), values of Q. k is at most n - 1.
     """
+    import faiss  # not at the top: training reads this module, and faiss beside torch is two OpenMP runtimes on macOS
+
     factor = np.ascontiguousarray(similarity.factor, dtype=np.float32)
     k = min(k, len(factor) - 1)
     index = faiss.IndexFlatIP(factor.shape[1])
@@ -63,4 +64,7 @@ def read_similarity() -> tuple[SimilarityMatrix, np.ndarray, Provenance]:
         InputError: it is missing, unreadable, or of another schema.
     """
     table, provenance, extra = read_table(SIMILARITY, {"id": pa.int64(), "factor": None})
-    return SimilarityMatrix(matrix(table, "factor"), extra["scale"], extra["offset"]), table["id"].to_numpy(), provenance
+    if not {"scale", "offset"} <= extra.keys():
+        raise damaged(SIMILARITY, "lacks scale and offset in its metadata")
+    similarity = SimilarityMatrix(matrix(table, "factor"), extra["scale"], extra["offset"])
+    return similarity, table["id"].to_numpy(), provenance

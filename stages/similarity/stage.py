@@ -5,6 +5,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from stages.artifacts import CONCEPT_DISTRIBUTION, SIMILARITY
+from stages.errors import InputError
 from stages.similarity.config import Params
 from stages.similarity.matrix import nearest_neighbours, similarity_matrix
 from stages.tables import fixed_size_lists, matrix, read_table, write_table
@@ -15,6 +16,8 @@ def run(params: Params) -> None:
     options = params.similarity
     table, mined, _ = read_table(CONCEPT_DISTRIBUTION, {"id": pa.int64(), "distribution": None})
     ids = table["id"].to_numpy()
+    if len(ids) < 2:
+        raise InputError(f"{CONCEPT_DISTRIBUTION}: similarity needs at least 2 training images, there are {len(ids)}")
     similarity = similarity_matrix(matrix(table, "distribution"), options.form)
     rows, values = nearest_neighbours(similarity, options.neighbours)
     columns = {

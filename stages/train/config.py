@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.params import Bits, Device, Frozen, Method
+from stages.params import Bits, Device, Frozen, Method, Seed
 
 
 class Uhscm(Frozen):
@@ -17,7 +17,7 @@ class Uhscm(Frozen):
     alpha: float = Field(ge=0)  # weight of the modified contrastive loss
     beta: float = Field(ge=0)  # weight of the quantization loss
     gamma: float = Field(gt=0)  # temperature of the contrastive loss
-    positive: float  # similarity from which a pair counts as positive (the paper's lambda)
+    positive: float = Field(ge=-1, le=1)  # similarity from which a pair counts as positive (the paper's lambda)
 
 
 class Dsch(Frozen):
@@ -28,18 +28,28 @@ class Dsch(Frozen):
     round: int = Field(gt=0)  # epochs between two E-steps
 
 
+class Fused(Frozen):
+    """Section ``train.fused``: what differs when both signals are trained on; the rest is as in the two above."""
+
+    temper: float = Field(gt=0, le=1)  # exponent of the concept distributions; below 1, lesser concepts count
+    dissimilar: float = Field(ge=-1, lt=1)  # cosine that codes without a concept in common are drawn to
+    alpha: float = Field(ge=0)  # weight of the modified contrastive loss
+    weight: float = Field(ge=0)  # weight of the fine and of the coarse term
+
+
 class Train(Frozen):
     """Section ``train``."""
 
     hidden: int = Field(gt=0)  # hidden units of the head
     epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=1)
+    batch_size: int = Field(gt=2)  # batches of two could leave a single image, which has no variance
     optimizer: Literal["sgd", "adamw"]
     lr: float = Field(gt=0)  # at the start; falls to 0 on a cosine
     weight_decay: float = Field(ge=0)
     checkpoint: int = Field(gt=0)  # epochs between two checkpoints
     uhscm: Uhscm
     dsch: Dsch
+    fused: Fused
 
 
 class Params(Frozen):
@@ -47,6 +57,6 @@ class Params(Frozen):
 
     method: Method
     bits: Bits
-    seed: int = Field(ge=0)
+    seed: Seed
     device: Device
     train: Train

@@ -32,13 +32,14 @@ def contrastive_loss(code_cosine: Tensor, positive: Tensor, gamma: float) -> Ten
 
     Returns:
         Minus the mean over positive pairs of log(exp(h_ij / gamma) / (sum of negatives' exp(h_ik / gamma) + 1e-5)),
-        computed in log space, so that a small gamma does not overflow.
+        computed in log space, so that a small gamma does not overflow; 0 where no pair is positive.
     """
     logits = code_cosine / gamma
     negatives = logits.masked_fill(positive, -math.inf)
     floor = logits.new_full((len(logits), 1), math.log(DENOMINATOR_FLOOR))
     log_denominator = torch.cat([negatives, floor], dim=1).logsumexp(dim=1, keepdim=True)
-    return -(logits - log_denominator)[positive].mean()
+    log_ratio = (logits - log_denominator).masked_fill(~positive, 0)
+    return -log_ratio.sum() / positive.sum().clamp_min(1)
 
 
 def quantization_loss(codes: Tensor) -> Tensor:

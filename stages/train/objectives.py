@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,20 +46,23 @@ class UhscmObjective:
 
     views = 1
 
-    def __init__(self, similarity: SimilarityMatrix, options: Uhscm, device: torch.device) -> None:
+    def __init__(self, similarity: SimilarityMatrix, options: Uhscm, device: torch.device,
+                 target: SimilarityMatrix | None = None) -> None:  # fmt: skip
+        """`similarity` decides which pairs are positive, and what code cosines are drawn to unless `target` does."""
         self.options = options
-        factor = torch.tensor(similarity.factor, device=device)
-        self.similarity = replace(similarity, factor=factor)
+        self.similarity = replace(similarity, factor=torch.tensor(similarity.factor, device=device))
+        self.target = target and replace(target, factor=torch.tensor(target.factor, device=device))
 
     def begin_epoch(self, epoch: int, all_codes: Callable[[], Tensor]) -> None:
         """Nothing depends on the codes."""
 
     def terms(self, codes: Tensor, rows: Tensor) -> Terms:
-        options = self.options
-        target, code_cosine = self.similarity.block(rows, rows), cosine(codes, codes)
+        options, code_cosine = self.options, cosine(codes, codes)
+        similarity = self.similarity.block(rows, rows)
+        target = self.target.block(rows, rows) if self.target else similarity
         return {
             "similarity": similarity_loss(code_cosine, target),
-            "contrastive": options.alpha * contrastive_loss(code_cosine, target >= options.positive, options.gamma),
+            "contrastive": options.alpha * contrastive_loss(code_cosine, similarity >= options.positive, options.gamma),
             "quantization": options.beta * quantization_loss(codes),
         }
 
@@ -104,13 +108,27 @@ class DschObjective:
 
 
 class FusedObjective:
-    """UHSCM's terms and DSCH's fine and coarse terms on the same codes."""
+    """UHSCM's terms and DSCH's fine and coarse terms on the same codes.
+
+    The codes follow a softer similarity than UHSCM's own. Mined distributions are all but one-hot, so an image counts
+    for its top concept alone; raised to a power below 1 they are those of a lower temperature (the cosine does not mind
+    the scale), and the lesser concepts return. And since no more than two groups of codes can all be opposite, images
+    without a concept in common are drawn to a cosine near 0 instead of -1. Positive pairs are UHSCM's.
+    """
 
     views = 2
 
-    def __init__(self, uhscm: UhscmObjective, dsch: DschObjective) -> None:
-        self.uhscm, self.dsch = uhscm, dsch
-        self.begin_epoch, self.state, self.restore = dsch.begin_epoch, dsch.state, dsch.restore
+    def __init__(self, similarity: SimilarityMatrix, first: FirstComponents, options: Train, seed: int,
+                 device: torch.device) -> None:  # fmt: skip
+        fused = options.fused
+        factor = similarity.factor**fused.temper
+        softer = SimilarityMatrix(
+            factor / np.linalg.norm(factor, axis=1, keepdims=True), 1 - fused.dissimilar, fused.dissimilar
+        )
+        uhscm = options.uhscm.model_copy(update={"alpha": fused.alpha})
+        self.uhscm = UhscmObjective(similarity, uhscm, device, target=softer)
+        self.dsch = DschObjective(first, options.dsch.model_copy(update={"weight": fused.weight}), seed)
+        self.begin_epoch, self.state, self.restore = self.dsch.begin_epoch, self.dsch.state, self.dsch.restore
 
     def terms(self, codes: Tensor, rows: Tensor) -> Terms:
         return {**self.uhscm.terms(codes, rows), **self.dsch.component_terms(codes, rows)}
@@ -120,6 +138,8 @@ def make_objective(
     method: str, options: Train, similarity: SimilarityMatrix, first: FirstComponents, seed: int, device: torch.device
 ) -> Objective:
     """The objective of a `method` of ``params.yaml``."""
-    uhscm = UhscmObjective(similarity, options.uhscm, device)
-    dsch = DschObjective(first, options.dsch, seed)
-    return {"uhscm": uhscm, "dsch": dsch, "fused": FusedObjective(uhscm, dsch)}[method]
+    if method == "uhscm":
+        return UhscmObjective(similarity, options.uhscm, device)
+    if method == "dsch":
+        return DschObjective(first, options.dsch, seed)
+    return FusedObjective(similarity, first, options, seed, device)

@@ -1,12 +1,23 @@
 """Read features, similarity and components, train, write the network and the training curves."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
 from dvclive import Live
 
-from stages.artifacts import COMPONENTS, FEATURES, SIMILARITY, Provenance, damaged, library_versions, resume_directory
+from stages.artifacts import (
+    COMPONENTS,
+    FEATURES,
+    SIMILARITY,
+    Provenance,
+    damaged,
+    library_versions,
+    replacing_directory,
+    resume_directory,
+    sha256,
+)
 from stages.device import resolve_device, seed_everything
 from stages.errors import InputError
 from stages.features import Features
@@ -17,7 +28,7 @@ from stages.train.estep import read_components
 from stages.train.objectives import make_objective
 from stages.train.trainer import train
 
-CURVES = "reports/train"
+CURVES = Path("reports/train")
 
 
 def run(params: Params) -> None:
@@ -37,15 +48,18 @@ def run(params: Params) -> None:
         images, views = torch.from_numpy(features.train()), torch.from_numpy(features.views())
     provenance = Provenance("train", made_from.dataset, made_from.model, params=params.model_dump(exclude={"device"}),
                             versions=library_versions("torch"))  # fmt: skip
-    inputs = [made_from.to_json(), similarity_from.to_json(), first.provenance.to_json(), provenance.to_json()]
-    unfinished = resume_directory("train", inputs)
+    contents = [sha256(path) for path in (FEATURES, SIMILARITY, COMPONENTS)]
+    unfinished = resume_directory("train", [*contents, provenance.to_json()])
 
     seed_everything(params.seed)
     # A head's products are too small to share among cores, and one thread gives the same bits on any machine.
     torch.set_num_threads(1)
     net = HashNet(HashNetConfig(images.shape[1], params.train.hidden, params.bits, params.method)).to(device).train()
     objective = make_objective(params.method, params.train, similarity, first, params.seed, device)
-    with Live(CURVES, dvcyaml=None, save_dvc_exp=False, report=None) as live:
+    with (
+        replacing_directory(CURVES) as curves,
+        Live(str(curves), dvcyaml=None, save_dvc_exp=False, report=None) as live,
+    ):
 
         def log(losses: dict[str, float]) -> None:
             for name, value in losses.items():

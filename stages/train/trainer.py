@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from stages.artifacts import replacing
+from stages.artifacts import writing
+from stages.device import derived_seed
+from stages.errors import InputError
 from stages.hashnet import HashNet, relaxed_codes
 from stages.progress import progress_bar
 from stages.train.config import Train
@@ -64,7 +66,7 @@ def train(
     with progress_bar("train", options.epochs) as bar:
         bar.advance(len(history))
         for epoch in range(len(history), options.epochs):
-            generator = torch.Generator().manual_seed((seed << 20) + epoch)
+            generator = torch.Generator().manual_seed(derived_seed(seed, epoch))
             objective.begin_epoch(epoch, lambda: relaxed_codes(net, images))
             sums: dict[str, float] = defaultdict(float)
             for rows in batches(n, options.batch_size, generator):
@@ -81,12 +83,16 @@ def train(
                 for name, value in {"loss": loss, **terms}.items():
                     sums[name] += value.item()
             losses = {name: total / steps for name, total in sums.items()}
+            if not math.isfinite(losses["loss"]):
+                raise InputError(
+                    f"train.lr: the loss is {losses['loss']} in epoch {epoch + 1}; set less than {options.lr}"
+                )
             history.append({**losses, "learning_rate": schedule.get_last_lr()[0]})
             log(history[-1])
             bar.advance(note=f"loss {losses['loss']:.4f}")
             if (epoch + 1) % options.checkpoint == 0:
-                with replacing(checkpoint) as temporary:
+                with writing(checkpoint) as target:
                     torch.save({
                         "net": net.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
                         "objective": objective.state(), "history": history,
-                    }, temporary)  # fmt: skip
+                    }, target)  # fmt: skip

@@ -1,0 +1,23 @@
+"""Fixtures that several test files share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stage_runner import StageRunner, pipeline, prepare
+
+
+@pytest.fixture(scope="session")
+def run_stages() -> Iterator[StageRunner]:
+    """Runs the command line in a directory, see :class:`stage_runner.StageRunner`."""
+    with StageRunner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, run_stages: StageRunner) -> Path:
+    """A directory with all artifacts of a tiny run of ``scenes``; only to be read."""
+    directory = prepare(tmp_path_factory.mktemp("tiny"))
+    for stage in pipeline()["stages"]:
+        run_stages(directory, stage).check()
+    return directory

@@ -1,0 +1,242 @@
+"""The whole pipeline, by real DVC in a clone of the working tree, on a tiny ``scenes``; and on other kinds of data."""
+
+import csv
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from picture import picture
+from stage_runner import ROOT, TINY, StageRunner, outputs, prepare, write_params
+
+from stages.__main__ import STAGES
+from stages.evaluate.reports import NO_LABELS
+from stages.images import ImageShards, read_dataset
+
+pytestmark = pytest.mark.slow
+
+SHARED = ROOT.parent / "shared"
+#: What changing the code length or the method leaves to be done.
+AFTER_BITS, AFTER_METHOD = ["train", "encode", "baselines", "evaluate"], ["train", "encode", "evaluate"]
+
+
+class Project:
+    """A clone of the working tree with its own git history and DVC cache."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / "project"
+        # Neither a git hook's nor an experiment's variables, nor the settings of whoever runs the tests.
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC"))} | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_GLOBAL_CONFIG_DIR": str(directory / "config"), "DVC_SITE_CACHE_DIR": str(directory / "site"),
+            "GIT_CONFIG_GLOBAL": os.devnull, "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        made = {"dvc.lock", *(path for stage in STAGES for path in outputs(stage))}
+        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
+                                capture_output=True, text=True).stdout  # fmt: skip
+        for name in filter(None, listed.split("\0")):
+            if name not in made and (ROOT / name).is_file():
+                (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.directory / name)
+        write_params(self.directory, TINY)
+        self.git("init", "--quiet")
+        self.git("config", "user.name", "test")
+        self.git("config", "user.email", "test@localhost")
+        self.commit()
+
+    def run(self, *command: str) -> str:
+        result = subprocess.run(command, cwd=self.directory, env=self.environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{command}: {result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    def git(self, *arguments: str) -> str:
+        return self.run("git", *arguments)
+
+    def dvc(self, *arguments: str) -> str:
+        return self.run(sys.executable, "-m", "dvc", *arguments)
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "state")
+
+    def changed(self) -> set[str]:
+        """Files that are not as committed."""
+        return {line[3:] for line in self.git("status", "--porcelain", "--untracked-files=all").splitlines()}
+
+    def reset(self) -> None:
+        """Back to the commit, the DVC outputs as well."""
+        self.git("checkout", "--quiet", ".")
+        self.dvc("checkout", "--quiet")
+
+    def experiment(self, *changes: str) -> tuple[list[str], list[str]]:
+        """``dvc exp run`` with these ``-S`` options: the stages that ran, and those that came from the run cache."""
+        said = self.dvc("exp", "run", *(part for change in changes for part in ("-S", change)))
+        return stages_run(said), re.findall(r"^Stage '(\w+)' is cached", said, re.MULTILINE)
+
+
+def stages_run(said: str) -> list[str]:
+    return re.findall(r"^Running stage '(\w+)'", said, re.MULTILINE)
+
+
+def in_git() -> set[str]:
+    """The outputs that a commit shows."""
+    return {path for stage in STAGES for path in outputs(stage) if path.endswith((".json", ".csv"))} - {
+        "data/dataset.json", "reports/skipped.csv",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """The project after ``dvc repro``, committed."""
+    project = Project(tmp_path_factory.mktemp("clone"))
+    assert stages_run(project.dvc("repro")) == list(STAGES)
+    assert project.changed() == {"dvc.lock", *in_git()}
+    project.commit()
+    yield project
+
+
+@pytest.fixture
+def fresh(project: Project) -> Project:
+    """The project as committed."""
+    project.reset()
+    assert project.changed() == set()
+    return project
+
+
+def test_everything_is_made(fresh):
+    for stage in STAGES:
+        for path in outputs(stage):
+            assert (fresh.directory / path).exists(), path
+    metrics = json.loads((fresh.directory / "reports/metrics.json").read_text())
+    assert 0 < metrics["map_all_stable"] <= 1
+    assert not (fresh.directory / ".resume").exists() or not any((fresh.directory / ".resume").iterdir())
+
+
+def test_second_repro_does_nothing(fresh):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    said = fresh.dvc("repro")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert stages_run(said) == [] and said.count("didn't change, skipping") == len(STAGES)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5  # seconds of a processor
+    assert fresh.changed() == set()
+
+
+def test_other_code_length_and_back(fresh):
+    assert fresh.experiment("bits=16") == (AFTER_BITS, [])
+    assert fresh.changed() == {"dvc.lock", "params.yaml", *in_git()}
+    report = json.loads((fresh.directory / "reports/metrics.json").read_text())
+    assert report["run"][0]["params"]["bits"] == 16
+    # Back again: what is expensive comes from the run cache, only the small reports that lie in git are made anew.
+    assert fresh.experiment("bits=32") == (["baselines", "evaluate"], ["train", "encode"])
+    assert fresh.changed() - {"params.yaml"} == set()  # where DVC writes "null" as nothing
+
+
+@pytest.mark.parametrize("method", ["uhscm", "dsch"])
+def test_other_method(fresh, method):
+    assert fresh.experiment(f"method={method}") == (AFTER_METHOD, [])
+    assert json.loads((fresh.directory / "models/hashnet/config.json").read_text())["method"] == method
+
+
+def test_change_of_a_section_begins_at_its_stage(fresh):
+    said = fresh.dvc("repro", "--dry", "mine")
+    assert stages_run(said) == []
+    write_params(fresh.directory, TINY, {"concepts": {"tau": 2.0}})
+    assert stages_run(fresh.dvc("repro", "--dry"))[:1] == ["mine"]
+    write_params(fresh.directory, TINY, {"concepts": {"vocabulary": "stages/mine/vocabularies/nuswide81.txt"}})
+    assert stages_run(fresh.dvc("repro", "--dry"))[:1] == ["mine"]
+
+
+def test_queue_of_experiments_then_tables_and_plots(fresh):
+    fresh.dvc("exp", "run", "--queue", "-S", "bits=8,16")
+    assert fresh.changed() == set()
+    fresh.dvc("queue", "start")
+    try:
+        deadline = time.monotonic() + 400
+        while time.monotonic() < deadline:
+            states = re.findall(r"^\w{7}\s+\S+\s+.*?(\w+)$", fresh.dvc("queue", "status"), re.MULTILINE)
+            if len(states) == 2 and not {"Queued", "Running"} & set(states):
+                break
+            time.sleep(2)
+        assert states == ["Success", "Success"]
+    finally:
+        fresh.dvc("queue", "stop", "--kill")
+    assert fresh.changed() == set()  # they ran in copies
+
+    table = list(csv.DictReader(fresh.dvc("exp", "show", "--csv", "--only-changed").splitlines()))
+    named = {row["Experiment"]: row for row in table if row["State"] == "Success"}
+    assert sorted(int(row["bits"]) for row in named.values()) == [8, 16]
+    for row in named.values():
+        assert 0 < float(row["map_all_stable"]) <= 1
+    metrics = table[0].keys() - {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor"}
+    assert {"map_all_stable", "map_all_tie_aware", "precision_at_10"} <= metrics
+    # Columns that a person can read: the metrics, what was changed, and no path through nested sections.
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*|(data|models|reports|stages)/\S+", name) for name in metrics)
+
+    first, second = named
+    shown = json.loads(fresh.dvc("plots", "diff", "--json", first, second))["data"]
+    assert shown.keys() == {"Training losses", "Precision-recall over Hamming radii", "Precision at N"}
+    axes = (("step", "loss"), ("recall", "precision"), ("n", "precision"))
+    for (plot,), columns in zip(shown.values(), axes, strict=True):
+        points = plot["content"]["data"]["values"]
+        assert {point["rev"] for point in points} == {first, second}
+        assert all(float(point[column]) >= 0 for point in points for column in columns)
+    fresh.dvc("plots", "show", "--out", "dvc_plots")
+    page = (fresh.directory / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+    assert all(title in page for title in shown)
+    assert fresh.changed() == set()
+
+
+# ---- other kinds of data
+
+
+def run_all(run_stages: StageRunner, directory: Path) -> dict[str, str]:
+    """Run every stage; what each said on standard output."""
+    said = {}
+    for stage in STAGES:
+        result = run_stages(directory, stage).check()
+        assert result.stderr == ""
+        said[stage] = result.stdout
+    for stage in STAGES:
+        for path in outputs(stage):
+            assert (directory / path).exists(), path
+    return said
+
+
+def test_images_without_labels(tmp_path, run_stages, monkeypatch):
+    """A flat directory of photographs: all is done but what needs labels."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(60):
+        (photos / f"{number}.png").write_bytes(picture(number, size=40))
+    changes = {"dataset": "folder", "data": {"path": str(photos), "queries": 10, "database": 50, "train": 40}}
+    said = run_all(run_stages, prepare(tmp_path / "run", changes, {"components": {"fine": 8}}))
+    assert {stage for stage, text in said.items() if text} == {"baselines", "evaluate"}
+    assert NO_LABELS in said["evaluate"] and NO_LABELS in said["baselines"]
+    monkeypatch.chdir(tmp_path / "run")
+    assert not read_dataset().has_labels
+    metrics = json.loads(Path("reports/metrics.json").read_text())
+    assert metrics["labels"] is False and NO_LABELS in metrics["note"] and "distinct_codes" in metrics
+    assert not any(name.startswith(("map", "precision")) for name in metrics)
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "clothing").is_dir(), reason="needs the shared photographs")
+def test_photographs_in_parquet(tmp_path, run_stages, monkeypatch):
+    files = sorted((SHARED / "data" / "clothing").rglob("*.parquet"))
+    part = next(pq.ParquetFile(files[0]).iter_batches(batch_size=200))
+    pq.write_table(pa.Table.from_batches([part]), tmp_path / "photos.parquet")
+    changes = {"dataset": "parquet", "data": {"path": str(tmp_path / "photos.parquet"), "protocol": "holdout",
+               "queries": 20, "database": 100, "train": 60}}  # fmt: skip
+    said = run_all(run_stages, prepare(tmp_path / "run", changes))
+    assert set(said.values()) == {""}
+    monkeypatch.chdir(tmp_path / "run")
+    assert len(ImageShards().ids("query")) == 20 and read_dataset().has_labels
+    assert json.loads(Path("reports/metrics.json").read_text())["queries"] == 20
