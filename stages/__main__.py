@@ -2,13 +2,16 @@
 
 import errno
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
+from stages.artifacts import DISK_ERRORS
 from stages.errors import InputError, OutsideError
 from stages.params import PARAMS_FILE, parse, read_params_file, unknown_key
 
@@ -76,8 +79,7 @@ def one_line_errors() -> Iterator[None]:
     except Terminated:
         code, message = 143, "terminated; the same command resumes"
     except Exception as error:
-        # By its name, since torch's own (GPU memory) is not to be imported here.
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        if not _is_out_of_memory(error):
             raise
         reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
         code, message = 2, f"out of memory{reason}; free some, or set smaller batch sizes in {PARAMS_FILE}"
@@ -87,6 +89,15 @@ def one_line_errors() -> Iterator[None]:
     sys.exit(code)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch has an error of its own for a GPU, which is not worth importing it here, and for the CPU only words.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 def _disk_message(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         advice = "make room on that disk and repeat the command"
@@ -94,7 +105,8 @@ def _disk_message(error: OSError) -> str:
         advice = "correct the permissions there and repeat the command"
     else:
         advice = "check that path and its disk"
-    return f"{error.filename or 'disk'}: {error.strerror or ' '.join(str(error).split())}; {advice}"
+    reason = os.strerror(error.errno) if error.errno in DISK_ERRORS else error.strerror or str(error)
+    return f"{error.filename or Path.cwd()}: {' '.join(reason.split())}; {advice}"
 
 
 def main() -> None:

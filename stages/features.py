@@ -18,7 +18,7 @@ class Features:
     """An open ``features.h5``; use it as a context manager.
 
     Attributes:
-        n_images, dim, n_views: N, d, V.
+        path: the file; n_images, dim, n_views: N, d, V.
         train_id: (n_train,) int64, ascending.
         provenance: data set, model, versions.
 
@@ -29,6 +29,7 @@ class Features:
     def __init__(self, path: Path = FEATURES) -> None:
         if not path.exists():
             raise InputError(f"{path}: not found; run `dvc repro extract`")
+        self.path = path
         try:
             self._file = h5py.File(path)
         except OSError as error:
@@ -51,6 +52,8 @@ class Features:
             raise damaged(path, error) from None
         if rest != [len(self.train_id), self.dim]:
             raise damaged(path, f"train/views has shape {self._views.shape}, image/features {self._features.shape}")
+        if len(self.train_id) and not (self.train_id[0] >= 0 and self.train_id[-1] < self.n_images):
+            raise damaged(path, f"train/id reaches beyond the {self.n_images} images")
 
     def images(self, ids: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Features of images by id (ascending ids or a slice): float32 (n, d), unit rows."""
@@ -70,9 +73,10 @@ class Features:
         """Features of the augmented views of the training images: float32 (V, n_train, d), unit rows."""
         return self._unit(self._views[:])
 
-    @staticmethod
-    def _unit(half: np.ndarray) -> np.ndarray:
+    def _unit(self, half: np.ndarray) -> np.ndarray:
         rows = half.astype(np.float32)
+        if not np.isfinite(rows).all():
+            raise damaged(self.path, "has features that are not finite numbers")
         return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)  # undo float16 rounding
 
     def __enter__(self) -> "Features":

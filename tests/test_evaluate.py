@@ -7,15 +7,16 @@ import pytest
 from PIL import Image
 from small_run import CLASSES, write_small_run
 
-from stages.artifacts import BASELINES, CODES, COMPONENTS, CONCEPTS, DATASET, METRICS, read_json, write_json
+from stages.artifacts import BASELINES, CODES, COMPONENTS, CONCEPTS, DATASET, METRICS, Provenance, read_json, write_json
 from stages.baselines.config import Params as BaselinesParams
 from stages.baselines.stage import run as run_baselines
 from stages.codes import read_codes
+from stages.components.artifact import Components
 from stages.errors import InputError
 from stages.evaluate import pictures, plots
 from stages.evaluate.config import Params
 from stages.evaluate.examples import example_queries, largest_groups
-from stages.evaluate.inputs import Components, Concepts
+from stages.evaluate.inputs import Concepts
 from stages.evaluate.reports import NO_LABELS, PRECISION_AT_N, PRECISION_RECALL, read_report
 from stages.evaluate.stage import run
 from stages.images import ImageShards
@@ -159,7 +160,7 @@ def test_largest_groups_and_their_most_typical_images():
         weights=np.array([0.1, 0.4, 0.2, 0.3]), coarse_labels=np.array([0, 1, 0, 1]),
         top_index=np.array([[1, 0], [3, 1], [1, 3], [2, 0]]),
         top_value=np.array([[0.8, 0.2], [0.9, 0.1], [0.95, 0.05], [1, 0]]),
-        train_id=np.array([10, 11, 12, 13]),
+        train_id=np.array([10, 11, 12, 13]), provenance=Provenance("components"),
     )  # fmt: skip
     first, second = largest_groups(components, images=2)
     assert (first.index, first.weight, first.size) == (1, pytest.approx(0.7), 2)

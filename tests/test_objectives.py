@@ -7,9 +7,10 @@ import pytest
 import torch
 from training_run import train_params, write_training_inputs
 
+from stages.components.artifact import read_components
 from stages.components.mixture import fine_assignment
 from stages.similarity.matrix import read_similarity
-from stages.train.estep import e_step, first_components, read_components
+from stages.train.estep import e_step, first_components
 from stages.train.losses import (
     component_loss,
     contrastive_loss,

@@ -80,7 +80,7 @@ def test_bits(bits):
     ({"train": {"lr": float("nan")}}, "train.lr: nan is not allowed: input should be a finite number"),
     ({"train": {"lr": float("inf")}}, "train.lr: inf is not allowed: input should be a finite number"),
     ({"train": {"inner": {"gamma": 0}}}, "train.inner.gamma: 0 is not allowed: input should be greater than 0"),
-    ({"train": {"leer": 1}}, "unknown key 'train.leer'; known ones are inner, lr"),
+    ({"train": {"epochs": 1}}, "unknown key 'train.epochs'; known ones are inner, lr"),
     ({"train": {"inner": {"gama": 1}}}, "unknown key 'train.inner.gama'; did you mean 'gamma'?"),
     ({"train": None}, "train: must be a section with keys of its own, is None"),
     ({"train": 3}, "train: must be a section with keys of its own, is 3"),

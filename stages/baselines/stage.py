@@ -12,6 +12,7 @@ from stages.artifacts import (
     CONCEPTS,
     DATASET,
     FEATURES,
+    IMAGES,
     Provenance,
 )
 from stages.baselines.config import Params
@@ -44,6 +45,7 @@ def run(params: Params) -> None:
             return
 
         shards = ImageShards()
+        shards.provenance.require_same(dataset.provenance, IMAGES, DATASET)
         labels = shards.labels(len(dataset.class_names))
         query_id, database_id = shards.ids("query"), shards.ids("database")
         if not len(query_id) or not len(database_id):

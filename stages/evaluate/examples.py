@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stages.codes import Codes
-from stages.evaluate.inputs import Components
+from stages.components.artifact import Components
 from stages.evaluate.pictures import Component, Example, Group, Neighbour
 from stages.evaluate.retrieval import hamming_distances
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import h5py
 import numpy as np
 import pyarrow as pa
 
@@ -11,15 +10,10 @@ from stages.artifacts import (
     BASELINES_PRECISION_AT_N,
     BASELINES_PRECISION_RECALL,
     CODES,
-    COMPONENTS,
     CONCEPTS,
-    PROVENANCE_KEY,
-    Provenance,
     damaged,
-    rebuild_hint,
 )
 from stages.codes import Codes
-from stages.errors import InputError
 from stages.evaluate.reports import Curve, read_curves, read_report
 from stages.tables import read_table
 
@@ -64,43 +58,6 @@ def read_concepts(codes: Codes) -> Concepts:
         table["concept"].to_pylist(), frequency, reasons,
         lower=None if low is None else low * n / m, upper=None if high is None else high * n,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Components:
-    """Fine components, their coarse labels, and who belongs to them.
-
-    Attributes:
-        weights: (m1,); coarse_labels: int (m1,).
-        top_index, top_value: (n_train, r) the largest responsibilities for a training image, as component and value.
-        train_id: (n_train,) image ids.
-    """
-
-    weights: np.ndarray
-    coarse_labels: np.ndarray
-    top_index: np.ndarray
-    top_value: np.ndarray
-    train_id: np.ndarray
-
-
-def read_components(codes: Codes) -> Components:
-    """Read ``data/components.h5``.
-
-    Raises:
-        InputError: it is missing, unreadable, or made with another data set or model.
-    """
-    if not COMPONENTS.exists():
-        raise InputError(f"{COMPONENTS}: not found; {rebuild_hint(COMPONENTS)}")
-    try:
-        with h5py.File(COMPONENTS) as file:
-            provenance = Provenance.from_json(file.attrs.get(PROVENANCE_KEY), COMPONENTS)
-            components = Components(*(file[name][:] for name in (
-                "weights", "coarse_labels", "responsibilities/index", "responsibilities/value", "train/id",
-            )))  # fmt: skip
-    except (OSError, KeyError) as error:
-        raise damaged(COMPONENTS, error) from None
-    provenance.require_same(codes.provenance, COMPONENTS, CODES)
-    return components
 
 
 def read_baseline_curves(codes: Codes) -> tuple[dict[str, Curve], dict[str, Curve]]:

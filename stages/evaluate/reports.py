@@ -71,7 +71,10 @@ def read_curves(path: Path, x: str, y: str) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+            table = csv.DictReader(file)
+            if table.fieldnames != ["method", x, y]:
+                raise ValueError(f"columns {table.fieldnames}")
+            for row in table:
                 curves.setdefault(row["method"], []).append((float(row[x]), float(row[y])))
     except FileNotFoundError:
         raise InputError(f"{path}: not found; {rebuild_hint(path)}") from None

@@ -1,13 +1,14 @@
 """Read the codes and all that describes the run, write metrics, curves and pictures."""
 
-from stages.artifacts import CODES, DATASET, IMAGES, METRICS, Provenance
+from stages.artifacts import CODES, COMPONENTS, DATASET, IMAGES, METRICS, Provenance
 from stages.codes import read_codes
+from stages.components.artifact import read_components
 from stages.errors import InputError
 from stages.evaluate import pictures, plots, reports
 from stages.evaluate.code_statistics import code_statistics
 from stages.evaluate.config import Params
 from stages.evaluate.examples import example_queries, largest_groups
-from stages.evaluate.inputs import read_baseline_curves, read_components, read_concepts
+from stages.evaluate.inputs import read_baseline_curves, read_concepts
 from stages.evaluate.retrieval import evaluate_codes, metrics_dict
 from stages.images import ImageShards, read_dataset
 
@@ -22,7 +23,8 @@ def run(params: Params) -> None:
     if not len(codes.query) or not len(codes.database):
         raise InputError(f"{CODES}: {len(codes.query)} queries and {len(codes.database)} database images; "
                          "choose a protocol that gives both")  # fmt: skip
-    concepts, components = read_concepts(codes), read_components(codes)
+    concepts, components = read_concepts(codes), read_components()
+    components.provenance.require_same(codes.provenance, COMPONENTS, CODES)
     recall_curves, at_n_curves = read_baseline_curves(codes)
 
     labels, metrics, recall, at_n = None, {"labels": False, "note": reports.NO_LABELS}, [], []

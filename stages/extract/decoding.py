@@ -1,6 +1,7 @@
 """Slices of image shards, decoded and augmented by worker processes."""
 
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,13 +80,23 @@ def decoded_slices(dataset: DecodedSlices, workers: int) -> Generator[tuple[torc
     """The items of `dataset`, in order, made by `workers` processes. Closing it ends them at once.
 
     Raises:
-        InputError: an image cannot be read, or a process was killed.
+        InputError: an image cannot be read.
+    """
+    for item in track(DataLoader(dataset, batch_size=None, num_workers=workers), "extract", len(dataset)):
+        if isinstance(item, InputError):
+            raise item
+        yield item
+
+
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """For all of the work on the items of :func:`decoded_slices`: PyTorch raises wherever that is when a process ends.
+
+    Raises:
+        InputError: a process was killed.
     """
     try:
-        for item in track(DataLoader(dataset, batch_size=None, num_workers=workers), "extract", len(dataset)):
-            if isinstance(item, InputError):
-                raise item
-            yield item
+        yield
     except RuntimeError as error:
         if "DataLoader worker (pid" not in str(error):  # else an error in one, not of one
             raise

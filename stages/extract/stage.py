@@ -21,7 +21,7 @@ from stages.artifacts import (
 from stages.clip import ClipModel, load_clip
 from stages.device import resolve_device
 from stages.extract.config import Params
-from stages.extract.decoding import DecodedSlices, Slice, decoded_slices
+from stages.extract.decoding import DecodedSlices, Slice, decoded_slices, naming_lost_workers
 from stages.images import ImageShards
 
 
@@ -48,7 +48,7 @@ def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], par
     images: list[np.ndarray] = []
     views: list[np.ndarray] = []
     targets = [target for target, _ in plan]
-    with closing(decoded_slices(dataset, params.extract.workers)) as decoded:
+    with naming_lost_workers(), closing(decoded_slices(dataset, params.extract.workers)) as decoded:
         for target, following, (batch, augmented) in zip(targets, [*targets, None][1:], decoded, strict=True):
             images.append(encode(batch))
             if len(augmented):

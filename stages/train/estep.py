@@ -1,14 +1,12 @@
 """DSCH's components in code space, re-estimated on the codes of the network that they train."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from stages.artifacts import COMPONENTS, PROVENANCE_KEY, Provenance, damaged
+from stages.components.artifact import Components
 from stages.components.mixture import (
     Mixture,
     coarse_assignment,
@@ -18,46 +16,10 @@ from stages.components.mixture import (
     responsibilities,
     sign,
 )
-from stages.errors import InputError
 
 #: EM iterations of one E-step; it starts from the components of the round before.
 ITERATIONS = 20
 REG_COVAR = 1e-4
-
-
-@dataclass(frozen=True)
-class FirstComponents:
-    """What training takes from ``data/components.h5``.
-
-    Attributes:
-        posterior: float32 (n, m1), responsibilities (the top ones of each image, scaled to sum 1).
-        coarse_labels: int32 (m1,); train_id: (n,); provenance.
-    """
-
-    posterior: np.ndarray
-    coarse_labels: np.ndarray
-    train_id: np.ndarray
-    provenance: Provenance
-
-
-def read_components(path: Path = COMPONENTS) -> FirstComponents:
-    """Read ``data/components.h5``.
-
-    Raises:
-        InputError: it is missing, unreadable or of another schema.
-    """
-    if not path.exists():
-        raise InputError(f"{path}: not found; run `dvc repro components`")
-    try:
-        with h5py.File(path) as file:
-            provenance = Provenance.from_json(file.attrs.get(PROVENANCE_KEY), path)
-            index, value = file["responsibilities/index"][:], file["responsibilities/value"][:]
-            labels, train_id = file["coarse_labels"][:], file["train/id"][:]
-    except (OSError, KeyError) as error:
-        raise damaged(path, error) from None
-    posterior = np.zeros((len(index), len(labels)), np.float32)
-    np.put_along_axis(posterior, index, value, axis=1)
-    return FirstComponents(posterior / posterior.sum(axis=1, keepdims=True), labels, train_id, provenance)
 
 
 @dataclass(frozen=True)
@@ -97,7 +59,7 @@ def _components(posterior: np.ndarray, mixture: Mixture, labels: np.ndarray, coa
     return CodeComponents(*(torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays))
 
 
-def first_components(codes: Tensor, first: FirstComponents) -> CodeComponents:
+def first_components(codes: Tensor, first: Components) -> CodeComponents:
     """Components of the features, their centres placed among the codes (n, K) of the untrained network."""
     mixture = _moments(codes.cpu().double().numpy(), first.posterior.astype(np.float64))
     n_coarse = int(first.coarse_labels.max()) + 1

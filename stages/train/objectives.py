@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.components.artifact import Components
 from stages.similarity.matrix import SimilarityMatrix
 from stages.train.config import Dsch, Train, Uhscm
-from stages.train.estep import CodeComponents, FirstComponents, e_step, first_components
+from stages.train.estep import CodeComponents, e_step, first_components
 from stages.train.losses import (
     component_loss,
     contrastive_loss,
@@ -78,7 +79,7 @@ class DschObjective:
 
     views = 2
 
-    def __init__(self, first: FirstComponents, options: Dsch, seed: int) -> None:
+    def __init__(self, first: Components, options: Dsch, seed: int) -> None:
         self.first, self.options, self.seed = first, options, seed
         self.components: CodeComponents | None = None
 
@@ -118,7 +119,7 @@ class FusedObjective:
 
     views = 2
 
-    def __init__(self, similarity: SimilarityMatrix, first: FirstComponents, options: Train, seed: int,
+    def __init__(self, similarity: SimilarityMatrix, first: Components, options: Train, seed: int,
                  device: torch.device) -> None:  # fmt: skip
         fused = options.fused
         factor = similarity.factor**fused.temper
@@ -135,7 +136,7 @@ class FusedObjective:
 
 
 def make_objective(
-    method: str, options: Train, similarity: SimilarityMatrix, first: FirstComponents, seed: int, device: torch.device
+    method: str, options: Train, similarity: SimilarityMatrix, first: Components, seed: int, device: torch.device
 ) -> Objective:
     """The objective of a `method` of ``params.yaml``."""
     if method == "uhscm":

@@ -18,13 +18,13 @@ from stages.artifacts import (
     resume_directory,
     sha256,
 )
+from stages.components.artifact import read_components
 from stages.device import resolve_device, seed_everything
 from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import HashNet, HashNetConfig, save_hashnet
 from stages.similarity.matrix import read_similarity
 from stages.train.config import Params
-from stages.train.estep import read_components
 from stages.train.objectives import make_objective
 from stages.train.trainer import train
 

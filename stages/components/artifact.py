@@ -1,0 +1,65 @@
+"""``data/components.h5``, read and checked."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import h5py
+import numpy as np
+
+from stages.artifacts import COMPONENTS, PROVENANCE_KEY, Provenance, damaged, rebuild_hint
+from stages.errors import InputError
+
+
+@dataclass(frozen=True)
+class Components:
+    """Fine components, their coarse labels, and who belongs to them.
+
+    Attributes:
+        weights: (m1,); coarse_labels: int32 (m1,).
+        top_index, top_value: (n_train, r) the largest responsibilities for a training image, as component and value.
+        train_id: (n_train,) image ids.
+    """
+
+    weights: np.ndarray
+    coarse_labels: np.ndarray
+    top_index: np.ndarray
+    top_value: np.ndarray
+    train_id: np.ndarray
+    provenance: Provenance
+
+    @cached_property
+    def posterior(self) -> np.ndarray:
+        """Responsibilities (n_train, m1) float32: the largest ones of each image, scaled to sum 1."""
+        dense = np.zeros((len(self.top_index), len(self.weights)), np.float32)
+        np.put_along_axis(dense, self.top_index, self.top_value, axis=1)
+        return dense / dense.sum(axis=1, keepdims=True)
+
+
+def read_components() -> Components:
+    """Read ``data/components.h5``.
+
+    Raises:
+        InputError: it is missing, unreadable or of another schema.
+    """
+    if not COMPONENTS.exists():
+        raise InputError(f"{COMPONENTS}: not found; {rebuild_hint(COMPONENTS)}")
+    try:
+        with h5py.File(COMPONENTS) as file:
+            components = Components(
+                *(file[name][:] for name in (
+                    "weights", "coarse_labels", "responsibilities/index", "responsibilities/value", "train/id",
+                )),
+                provenance=Provenance.from_json(file.attrs.get(PROVENANCE_KEY), COMPONENTS),
+            )  # fmt: skip
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise damaged(COMPONENTS, error) from None
+    _require_sound(components)
+    return components
+
+
+def _require_sound(components: Components) -> None:
+    m1, index, value = len(components.weights), components.top_index, components.top_value
+    if components.coarse_labels.shape != (m1,) or index.shape != value.shape or len(index) != len(components.train_id):
+        raise damaged(COMPONENTS, "has weights, coarse labels, responsibilities and ids of shapes that do not fit")
+    if index.size and not (index.min() >= 0 and index.max() < m1 and np.isfinite(value).all()):
+        raise damaged(COMPONENTS, "has responsibilities of components that do not exist, or that are no numbers")

@@ -1,0 +1,403 @@
+"""Whatever the user or the disk gets wrong ends with one clear line, exit code 2, and nothing half-written."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pyarrow.parquet as pq
+import pytest
+from picture import picture
+from stage_runner import copy, inputs, leftovers, link, outputs, prepare
+
+from stages.__main__ import STAGES
+
+every_stage = pytest.mark.parametrize("stage", STAGES)
+every_input = pytest.mark.parametrize(("stage", "path"), [(stage, path) for stage in STAGES for path in inputs(stage)])
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return prepare(tmp_path / "run")
+
+
+def nothing_made(directory, stage):
+    """No output is there, and no temporary; only unfinished work that may be resumed."""
+    present = [path for path in outputs(stage) if (directory / path).exists()]
+    return not present and not [name for name in leftovers(directory) if not name.startswith(".resume/")]
+
+
+def producer(path):
+    return next(stage for stage in STAGES if path in outputs(stage))
+
+
+# ---- parameters (their words: test_params.py)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"bitz": 32}, "params.yaml: unknown key 'bitz'; did you mean 'bits'?"),
+    ({"train": {"epoch": 1}}, "params.yaml: unknown key 'train.epoch'; did you mean 'epochs'?"),
+    ({"train": {"dsch": {"roundd": 1}}}, "params.yaml: unknown key 'train.dsch.roundd'; did you mean 'round'?"),
+    ({"method": "uhcsm"}, "params.yaml: method: 'uhcsm' is not allowed: input should be 'uhscm', 'dsch' or 'fused'"),
+    ({"dataset": "mnist"}, "params.yaml: dataset: 'mnist' is not allowed: input should be 'scenes', 'cifar10', "
+                           "'parquet' or 'folder'"),
+    ({"device": "gpu"}, "params.yaml: device: 'gpu' is not allowed: input should be 'auto', 'cuda', 'mps' or 'cpu'"),
+    ({"concepts": {"prompt": "a photo"}},
+     "params.yaml: concepts.prompt: 'a photo' is not allowed: must contain {concept} once"),
+    ({"evaluate": {"precision_at": [1, 0]}},
+     "params.yaml: evaluate.precision_at.1: 0 is not allowed: input should be greater than 0"),
+    *(({"bits": bits}, f"params.yaml: bits: {bits!r} is not allowed: must be a positive multiple of 8")
+      for bits in (0, -8, 12)),
+    *(({"bits": bits}, f"params.yaml: bits: {bits!r} is not allowed: input should be a valid integer")
+      for bits in ("32", True)),
+])  # fmt: skip
+@pytest.mark.parametrize("stage", ["download", "train"])
+def test_bad_parameters(stage, changes, words, directory, run_stages):
+    """A stage checks the keys of the others as well: better now than after an hour."""
+    prepare(directory, changes)
+    assert run_stages(directory, stage).error() == words
+    assert nothing_made(directory, stage)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("bits: [", "params.yaml: not valid YAML ("), ("", "params.yaml: must be a mapping"),
+    (None, "params.yaml: not found in "), ("bits: 32", "params.yaml: key 'dataset' is missing; add it"),
+])  # fmt: skip
+def test_broken_parameters_file(content, words, directory, run_stages):
+    (directory / "params.yaml").unlink()
+    if content is not None:
+        (directory / "params.yaml").write_text(content)
+    assert run_stages(directory, "download").error().startswith(words)
+
+
+def test_absent_device(directory, run_stages, tiny_run):
+    prepare(directory, {"device": "mps" if sys.platform != "darwin" else "cuda"})
+    link(inputs("encode"), tiny_run, directory)
+    message = run_stages(directory, "encode").error()
+    assert message.startswith("device: ") and "not available on this machine; take auto, or one of:" in message
+
+
+# ---- data
+
+
+def photos(directory, good, bad):
+    directory.mkdir()
+    for number in range(good):
+        (directory / f"good-{number:03d}.png").write_bytes(picture(number))
+    for number in range(bad):
+        (directory / f"bad-{number}.png").write_bytes(picture(number)[:-40] if number % 2 else b"not an image")
+    return directory
+
+
+def test_more_corrupt_images_than_tolerated(directory, run_stages):
+    path = photos(directory / "photos", 40, 5)
+    prepare(directory, {"dataset": "folder", "data": {"path": str(path), "max_skipped": 0.1}})
+    message = run_stages(directory, "download").error()
+    assert message == (
+        f"{path}: 5 of 45 images cannot be read, more than data.max_skipped (0.1) allows; see reports/skipped.csv"
+    )
+    listed = (directory / "reports/skipped.csv").read_text().splitlines()
+    assert listed[0] == "source,reason" and len(listed) == 6 and all(line.startswith("bad-") for line in listed[1:])
+    assert not (directory / "data/images").exists() and leftovers(directory) == []
+
+
+def test_tolerated_corrupt_images_are_listed(directory, run_stages):
+    path = photos(directory / "photos", 40, 5)
+    data = {"path": str(path), "max_skipped": 0.2, "queries": 5, "database": 35, "train": 20}
+    prepare(directory, {"dataset": "folder", "data": data})
+    run_stages(directory, "download").check()
+    assert len((directory / "reports/skipped.csv").read_text().splitlines()) == 6
+    assert json.loads((directory / "data/dataset.json").read_text())["skipped"] == 5
+
+
+def test_no_concept_kept(directory, run_stages, tiny_run):
+    link(inputs("mine"), tiny_run, directory)
+    prepare(directory, {"concepts": {"min_frequency": 1000.0, "max_frequency": None}})
+    message = run_stages(directory, "mine").error()
+    assert message.startswith("no concept kept: ") and "(concepts.min_frequency)" in message and "loosen" in message
+    prepare(directory, {"concepts": {"min_frequency": 0.0, "max_frequency": 1e-9}})
+    assert "(concepts.max_frequency)" in run_stages(directory, "mine").error()
+    assert nothing_made(directory, "mine")
+
+
+def test_more_components_than_images(directory, run_stages, tiny_run):
+    link(inputs("components"), tiny_run, directory)
+    prepare(directory, {"components": {"fine": 201}})
+    message = run_stages(directory, "components").error()
+    assert message == "components.fine: 201 components for 200 training images; set at most 200"
+    assert nothing_made(directory, "components")
+
+
+# ---- artifacts that do not belong together
+
+
+def claim(path, **changes):
+    """Let an artifact say that it was made from something else."""
+    if path.is_dir():
+        file = next(iter(sorted(path.glob("*.parquet"))), path / "config.json")
+        claim(file, **changes)
+    elif path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            file.attrs["conceptbits"] = json.dumps(json.loads(file.attrs["conceptbits"]) | changes)
+    elif path.suffix == ".parquet":
+        table = pq.read_table(path)
+        metadata = dict(table.schema.metadata)
+        metadata[b"conceptbits"] = json.dumps(json.loads(metadata[b"conceptbits"]) | changes).encode()
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+    else:
+        content = json.loads(path.read_text())
+        if path.name == "dataset.json":
+            content["digest"] = changes["dataset"]
+        else:
+            (content["run"][0] if "run" in content else content["provenance"]).update(changes)
+        path.write_text(json.dumps(content))
+
+
+#: What says nothing of where it is from, or has nothing beside it in that stage to be compared with.
+ALONE = {
+    ("extract", "data/images"), ("extract", "models/clip"), ("similarity", "data/concept_distribution.parquet"),
+    ("components", "data/features.h5"), ("mine", "models/clip"),
+    ("evaluate", "reports/plots/baselines_precision_recall.csv"),
+    ("evaluate", "reports/plots/baselines_precision_at_n.csv"),
+}  # fmt: skip
+WITHOUT_MODEL = {"data/images", "data/dataset.json"}
+
+
+@every_input
+@pytest.mark.parametrize("what", ["dataset", "model"])
+def test_artifact_of_another_data_set_or_model(stage, path, what, directory, run_stages, tiny_run):
+    if (stage, path) in ALONE or (what == "model" and path in WITHOUT_MODEL):
+        pytest.skip("nothing to compare it with")
+    if what == "dataset" and stage == "mine":
+        pytest.skip("the model knows no data set")
+    link([other for other in inputs(stage) if other != path], tiny_run, directory)
+    copy([path], tiny_run, directory)
+    claim(directory / path, **{what: "f" * 64})
+    message = run_stages(directory, stage).error()
+    assert f"made with another {'data set' if what == 'dataset' else 'model'} (" in message
+    assert "ffffffffffff" in message and path in message and "rebuild it with `dvc repro " in message
+    assert nothing_made(directory, stage)
+
+
+def test_other_model_under_the_features(directory, run_stages, tiny_run):
+    """Weights that were exchanged are noticed by their content, not by what they say."""
+    copy(["models/clip"], tiny_run, directory)
+    link([path for path in inputs("mine") if path != "models/clip"], tiny_run, directory)
+    weights = directory / "models/clip/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    message = run_stages(directory, "mine").error()
+    assert message.startswith("models/clip/model.safetensors: SHA-256 is ") and "`dvc repro weights`" in message
+
+
+def test_components_of_other_training_images(directory, run_stages, tiny_run):
+    link([path for path in inputs("train") if path != "data/components.h5"], tiny_run, directory)
+    copy(["data/components.h5"], tiny_run, directory)
+    with h5py.File(directory / "data/components.h5", "r+") as file:
+        file["train/id"][0] += 1
+    message = run_stages(directory, "train").error()
+    assert message == (
+        "data/components.h5: has other training images than data/features.h5; rebuild it with `dvc repro components`"
+    )
+
+
+# ---- damaged artifacts
+
+
+def damage(path, how):
+    generator = random.Random(path.name)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        content = file.read_bytes()
+        half = len(content) // 2
+        file.write_bytes({
+            "truncated": content[:half], "empty": b"", "garbage": generator.randbytes(len(content)),
+            "overwritten": content[:half] + generator.randbytes(min(64, len(content) - half)) + content[half + 64 :],
+        }[how])  # fmt: skip
+
+
+@every_input
+@pytest.mark.parametrize("how", ["truncated", "empty", "garbage"])
+def test_damaged_artifact(stage, path, how, directory, run_stages, tiny_run):
+    if how == "truncated" and path.endswith(".csv"):
+        pytest.skip("the beginning of a table is a table")
+    link([other for other in inputs(stage) if other != path], tiny_run, directory)
+    copy([path], tiny_run, directory)
+    damage(directory / path, how)
+    message = run_stages(directory, stage).error()
+    assert message.startswith(path) and f"rebuild it with `dvc repro {producer(path)}`" in message
+    assert nothing_made(directory, stage)
+
+
+@every_input
+def test_overwritten_bytes_are_noticed_or_harmless(stage, path, directory, run_stages, tiny_run):
+    """Not everything has a checksum; but nothing ends in a traceback."""
+    link([other for other in inputs(stage) if other != path], tiny_run, directory)
+    copy([path], tiny_run, directory)
+    damage(directory / path, "overwritten")
+    result = run_stages(directory, stage)
+    if result.returncode:
+        assert result.error().startswith(path)
+        assert nothing_made(directory, stage)
+
+
+@every_input
+def test_something_else_under_that_name(stage, path, directory, run_stages, tiny_run):
+    """An artifact of the same format with other content, as of an earlier version."""
+    link([other for other in inputs(stage) if other != path], tiny_run, directory)
+    target = directory / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.endswith(".h5"):
+        with h5py.File(target, "w") as file:
+            file["something"] = 1
+    elif path.endswith(".parquet"):
+        pq.write_table(pq.read_table(tiny_run / "data/concepts.parquet").select(["prompt"]), target)
+    elif path.endswith(".json"):
+        target.write_text('{"something": 1}')
+    elif path.endswith(".csv"):
+        target.write_text("something\n1\n")
+    else:
+        target.mkdir()
+        (target / "config.json").write_text('{"something": 1}')
+        shutil.copy(tiny_run / "data/concepts.parquet", target / "images-00000.parquet")
+    message = run_stages(directory, stage).error()
+    assert message.startswith(path) and f"`dvc repro {producer(path)}`" in message
+
+
+def test_wrong_parquet_schema_of_images(directory, run_stages, tiny_run):
+    copy(["data/images"], tiny_run, directory)
+    link(["models/clip"], tiny_run, directory)
+    for file in (directory / "data/images").iterdir():
+        table = pq.read_table(file)
+        pq.write_table(table.set_column(2, "labels", table["id"]), file)
+    message = run_stages(directory, "extract").error()
+    assert message.startswith("data/images/images-00000.parquet: ") and "labels" in message
+    assert "rebuild it with `dvc repro download`" in message
+
+
+# ---- the disk
+
+
+def blames_the_disk(message, stage, reason):
+    """The line names an output, unfinished work, or where all that lies; and says what to do."""
+    name, words = message.split(": ", 1)
+    assert words == f"{reason} and repeat the command"
+    return name in outputs(stage) or name.startswith((".resume", *(f"{path}/" for path in outputs(stage)))) or (
+        stage == "download" and Path(name).is_dir()
+    )
+
+
+@every_stage
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_full_disk(stage, share, directory, run_stages, tiny_run):
+    """No file may grow beyond a share of the largest output."""
+    link(inputs(stage), tiny_run, directory)
+    files = [file for path in outputs(stage) for file in [tiny_run / path, *(tiny_run / path).rglob("*")]]
+    limit = max(600, int(share * max(file.stat().st_size for file in files if file.is_file())))
+    message = run_stages(directory, stage, max_file_size=limit).error()
+    assert blames_the_disk(message, stage, "File too large; make room on that disk")
+    assert not (directory / message.split(":")[0]).is_file()
+    assert not [left for left in leftovers(directory) if not left.startswith(".resume/")]
+    run_stages(directory, stage).check()
+
+
+class Disk:
+    """A small file system of its own."""
+
+    def __init__(self, place: Path, size: int) -> None:
+        self.place = place
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
+
+    def make_read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(self.place)], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.place)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes file systems of a given size; skips where that is not allowed."""
+    disks = []
+
+    def make(size):
+        place = tmp_path / "disk"
+        place.mkdir()
+        try:
+            disks.append(Disk(place, size))
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("needs to mount a file system")
+        return disks[-1]
+
+    yield make
+    for disk in disks:
+        disk.unmount()
+
+
+@every_stage
+def test_disk_without_room(stage, small_disk, run_stages, tiny_run):
+    directory = prepare(small_disk(32 * 1024).place)
+    link(inputs(stage), tiny_run, directory)
+    with pytest.raises(OSError, match="No space"), open(directory / "filler", "wb") as file:
+        while True:
+            os.write(file.fileno(), bytes(1024))
+    message = run_stages(directory, stage).error()
+    assert blames_the_disk(message, stage, "No space left on device; make room on that disk")
+    assert not [left for left in leftovers(directory) if not left.startswith(".resume/")]
+
+
+@every_stage
+def test_read_only_disk(stage, small_disk, run_stages, tiny_run):
+    disk = small_disk(2**20)
+    directory = prepare(disk.place)
+    link(inputs(stage), tiny_run, directory)
+    for place in {(directory / path).parent for path in outputs(stage)}:
+        place.mkdir(parents=True, exist_ok=True)
+    disk.make_read_only()
+    message = run_stages(directory, stage).error()
+    assert blames_the_disk(message, stage, "Read-only file system; correct the permissions there")
+
+
+@every_stage
+def test_something_in_the_way(stage, directory, run_stages, tiny_run):
+    """A file where a directory of outputs has to go: fails like a read-only place, for root as well."""
+    link(inputs(stage), tiny_run, directory)
+    place = directory / Path(outputs(stage)[0]).parent
+    if place.is_dir():
+        place.rename(directory / "aside")
+        for path in inputs(stage):
+            if Path(path).parent == Path(outputs(stage)[0]).parent:
+                pytest.skip("its inputs lie there as well")
+    place.write_text("in the way")
+    assert place.name in run_stages(directory, stage).error()
+    assert place.read_text() == "in the way"
+
+
+# ---- processes that decode
+
+
+@pytest.mark.slow
+def test_killed_worker(directory, tiny_run):
+    """As when the system runs out of memory."""
+    prepare(directory, {"extract": {"workers": 2, "views": 40, "batch_size": 4}})
+    link(inputs("extract"), tiny_run, directory)
+    process = subprocess.Popen([sys.executable, "-m", "stages", "extract"], cwd=directory, stderr=subprocess.PIPE,
+                               text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    workers = []
+    while len(workers) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+        listed = subprocess.run(["pgrep", "--parent", str(process.pid)], capture_output=True, text=True).stdout
+        workers = [int(number) for number in listed.split()]
+    time.sleep(0.3)
+    os.kill(workers[0], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2 and stderr.startswith("error: extract.workers: ") and stderr.count("\n") == 1, stderr
+    assert nothing_made(directory, "extract")
