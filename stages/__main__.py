@@ -112,6 +112,9 @@ def _disk_message(error: OSError) -> str:
 def main() -> None:
     """Entry point, see :func:`one_line_errors`."""
     signal.signal(signal.SIGTERM, _terminate)
+    # Threads of the encoder that spin while they wait take the cores from the processes that decode for it: where there
+    # are few cores, extraction becomes several times slower. OpenMP reads this when torch is imported, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in STAGES:
         _register(name)
     app()
