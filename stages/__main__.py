@@ -103,6 +103,8 @@ def _disk_message(error: OSError) -> str:
         advice = "make room on that disk and repeat the command"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         advice = "correct the permissions there and repeat the command"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY):
+        advice = "something else is in the way there; move it"
     else:
         advice = "check that path and its disk"
     reason = os.strerror(error.errno) if error.errno in DISK_ERRORS else error.strerror or str(error)

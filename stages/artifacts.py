@@ -8,7 +8,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -145,14 +147,31 @@ def replacing(path: Path) -> Iterator[Path]:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """Like :func:`replacing`, as an open file, for libraries that cannot take a failed write (HDF5, PyTorch).
 
-    An error of the disk is raised at the end of the block.
+    An error of the disk is raised at the end of the block; so is Ctrl-C, which otherwise ends a write as well.
     """
-    with replacing(path) as temporary, _PatientFile(temporary, "w+") as file:
+    with _signals_deferred(), replacing(path) as temporary, _PatientFile(temporary, "w+") as file:
         try:
             yield file
         finally:
             if file.error:
                 raise file.error
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # the only one that handles signals
+        yield
+        return
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 class _PatientFile(io.FileIO):

@@ -103,8 +103,8 @@ def read_dataset(path: Path = DATASET) -> Dataset:
     content = read_json(path)
     try:
         return Dataset(**content)
-    except TypeError as error:
-        raise damaged(path, error) from None
+    except TypeError:
+        raise damaged(path, "has other fields than those of a data set") from None
 
 
 class ImageShards:
@@ -119,8 +119,13 @@ class ImageShards:
         self.files = sorted(directory.glob("*.parquet"))
         if not self.files:
             raise InputError(f"{directory}: no image shards; run `dvc repro download`")
-        schemas = [self._schema(file) for file in self.files]
-        self.provenance = Provenance.from_json((schemas[0].metadata or {}).get(PROVENANCE_KEY.encode()), self.files[0])
+        made = [
+            Provenance.from_json((self._schema(file).metadata or {}).get(PROVENANCE_KEY.encode()), file)
+            for file in self.files
+        ]
+        self.provenance = made[0]
+        for file, provenance in zip(self.files, made, strict=True):
+            provenance.require_same(self.provenance, file, self.files[0])
 
     @staticmethod
     def _schema(file: Path) -> pa.Schema:
@@ -128,8 +133,12 @@ class ImageShards:
             schema = pq.read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise damaged(file, error) from None
-        if not schema.equals(SCHEMA):
-            raise damaged(file, f"columns are {schema.names} of other types than the image format's {SCHEMA.names}")
+        for field in SCHEMA:
+            found = schema.field(field.name).type if field.name in schema.names else "missing"
+            if found != field.type:
+                raise damaged(file, f"column '{field.name}' is {found}, the image format has {field.type}")
+        if schema.names != SCHEMA.names:
+            raise damaged(file, f"columns are {schema.names}, the image format has {SCHEMA.names}")
         return schema
 
     def row_groups(self) -> list[tuple[Path, int]]:
@@ -138,7 +147,13 @@ class ImageShards:
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """The small columns `names` of all images (not ``image``), in id order."""
-        return pa.concat_tables([pq.read_table(file, columns=list(names)) for file in self.files])
+        tables = []
+        for file in self.files:
+            try:
+                tables.append(pq.read_table(file, columns=list(names)))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise damaged(file, error) from None
+        return pa.concat_tables(tables)
 
     def ids(self, split: str) -> np.ndarray:
         """Ids (int64, ascending) of a split: ``query``, ``database`` or ``train``."""
@@ -150,7 +165,10 @@ class ImageShards:
         column = self.columns(["labels"])["labels"].combine_chunks()
         hot = np.zeros((len(column), n_classes), dtype=bool)
         rows = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
-        hot[rows, column.flatten().to_numpy()] = True
+        classes = column.flatten().to_numpy()
+        if len(classes) and not (classes.min() >= 0 and classes.max() < n_classes):
+            raise damaged(self.directory, f"has labels beyond the {n_classes} classes of {DATASET}")
+        hot[rows, classes] = True
         return hot
 
 

@@ -3,8 +3,10 @@
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -237,6 +239,36 @@ def test_checkpoint_on_a_full_disk(limit):
         with writing(Path("data/a.pt")) as target:
             torch.save(torch.zeros(10_000), target)
     assert caught.value.filename == "data/a.pt" and names("data") == []
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TimeoutError)])
+def test_interruption_waits_for_the_end_of_the_file(number, error):
+    """It would come up in the middle of a write that HDF5 or PyTorch asked for."""
+
+    def handler(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(error), writing(Path("a.pt")) as target:
+            os.kill(os.getpid(), number)
+            torch.save(torch.arange(10), target)
+        assert torch.load("a.pt", weights_only=True).tolist() == list(range(10)) and names() == ["a.pt"]
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_writing_in_a_thread():
+    def work():
+        with writing(Path("a")) as target:
+            target.write(b"abc")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert Path("a").read_bytes() == b"abc"
 
 
 def test_written_hdf5_is_whole():

@@ -4,12 +4,11 @@ import io
 import multiprocessing
 import os
 import signal
-import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from PIL import Image
 
@@ -42,22 +41,48 @@ def _records(seed: int, count: int) -> Iterator[Record]:
         for start in starts:
             yield from render_chunk(seed, start, min(start + CHUNK, count))
         return
-    workers = os.cpu_count() or 1
-    # Spawned, since a fork of a process with threads (progress bar, decoders) may deadlock.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    pending: deque = deque()
+    # Spawned, since a fork of a process with threads (progress bar, decoders) may deadlock. Each worker has a pipe of
+    # its own: a pool's workers share one, and when one is killed while it writes, the pool waits for ever.
+    context = multiprocessing.get_context("spawn")
+    n_workers = min(os.cpu_count() or 1, len(starts))
+    resource_tracker.ensure_running()  # starting it would let Ctrl-C through again
+    workers: list[tuple[BaseProcess, Connection]] = []
     try:
-        for start in starts:
-            with _interrupt_blocked():  # submitting starts workers, which inherit it
-                pending.append(pool.submit(render_chunk, seed, start, min(start + CHUNK, count)))
-            if len(pending) > 2 * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    except BrokenProcessPool:
-        raise OutsideError("a rendering process was killed from outside; free some memory and run it again") from None
+        for first in range(n_workers):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(seed, count, first, n_workers, sender), daemon=True)
+            with _interrupt_blocked():  # which the worker inherits
+                process.start()
+            sender.close()  # now nobody but the worker has it: its end is the end of the pipe
+            workers.append((process, receiver))
+        for number in range(len(starts)):
+            yield from _received(*workers[number % len(workers)])
     finally:
-        pool.shutdown(cancel_futures=True)
+        for process, receiver in workers:
+            receiver.close()
+            process.terminate()
+            process.join()
+
+
+def _received(process: BaseProcess, receiver: Connection) -> list[Record]:
+    try:
+        return receiver.recv()
+    except (EOFError, OSError):
+        process.join()
+    if process.exitcode > 0:  # it has printed why
+        raise RuntimeError("rendering failed")
+    raise OutsideError("a rendering process was killed from outside; free some memory and run it again")
+
+
+def _work(seed: int, count: int, first: int, workers: int, sender: Connection) -> None:
+    """Render every chunk whose number is `first` modulo `workers`, until the parent has gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    for start in range(first * CHUNK, count, workers * CHUNK):
+        records = render_chunk(seed, start, min(start + CHUNK, count))
+        try:
+            sender.send(records)
+        except BrokenPipeError:
+            return
 
 
 @contextmanager
@@ -71,13 +96,6 @@ def _interrupt_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def render_chunk(seed: int, start: int, stop: int) -> list[Record]:

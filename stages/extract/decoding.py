@@ -1,7 +1,8 @@
 """Slices of image shards, decoded and augmented by worker processes."""
 
+import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +99,12 @@ def naming_lost_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):  # else an error in one, not of one
+        # An error in a process, not of one, has other words; "ancdata" is what ended in the middle of being sent.
+        if "DataLoader worker (pid" not in str(error) and "ancdata" not in str(error):
             raise
+    except (ConnectionError, EOFError):
+        with suppress(RuntimeError):
+            time.sleep(1)  # PyTorch hears of the end a moment later, and must not raise while things are tidied up
     else:
         return
     # Outside of the handler, since the error's traceback would keep the other processes for seconds.

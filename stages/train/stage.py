@@ -56,10 +56,9 @@ def run(params: Params) -> None:
     torch.set_num_threads(1)
     net = HashNet(HashNetConfig(images.shape[1], params.train.hidden, params.bits, params.method)).to(device).train()
     objective = make_objective(params.method, params.train, similarity, first, params.seed, device)
-    with (
-        replacing_directory(CURVES) as curves,
-        Live(str(curves), dvcyaml=None, save_dvc_exp=False, report=None) as live,
-    ):
+    with replacing_directory(CURVES) as curves:
+        # No context of its own: on Ctrl-C its end may wait for ever for a thread that was not told of its work.
+        live = Live(str(curves), dvcyaml=None, save_dvc_exp=False, report=None)
 
         def log(losses: dict[str, float]) -> None:
             for name, value in losses.items():
@@ -68,5 +67,6 @@ def run(params: Params) -> None:
 
         train(net, views.to(device), images.to(device), objective, params.train, params.seed,
               unfinished / "checkpoint.pt", log)  # fmt: skip
+        live.end()
     save_hashnet(net, provenance)
     shutil.rmtree(unfinished)
