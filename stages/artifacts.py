@@ -23,6 +23,7 @@ from stages.errors import InputError, OutsideError
 
 IMAGES = Path("data/images")
 DATASET = Path("data/dataset.json")
+SPLITS = Path("data/splits.json")
 CLIP = Path("models/clip")
 FEATURES = Path("data/features.h5")
 CONCEPTS = Path("data/concepts.parquet")
@@ -38,7 +39,7 @@ BASELINES_PRECISION_AT_N = Path("reports/plots/baselines_precision_at_n.csv")
 
 #: The stage that makes an artifact, for "rebuild it with ..." in messages.
 PRODUCER = {
-    IMAGES: "download", DATASET: "download", CLIP: "weights", FEATURES: "extract", CONCEPTS: "mine",
+    IMAGES: "download", DATASET: "download", SPLITS: "download", CLIP: "weights", FEATURES: "extract", CONCEPTS: "mine",
     CONCEPT_DISTRIBUTION: "mine", SIMILARITY: "similarity", COMPONENTS: "components", HASHNET: "train",
     CODES: "encode", METRICS: "evaluate", BASELINES: "baselines", BASELINES_PRECISION_RECALL: "baselines",
     BASELINES_PRECISION_AT_N: "baselines",

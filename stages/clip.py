@@ -6,17 +6,19 @@ The directory is one that open_clip itself can open (``local-dir:models/clip``):
 - ``model.safetensors``: the weights;
 - ``config.json``: name, source and SHA-256 of the weights, see :class:`ClipConfig`;
 - the tokenizer's files, where it is not open_clip's own.
+
+Where no model is named (``clip.model: null``, for embeddings whose model is not at hand) it has ``config.json`` alone.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.artifacts import CLIP, PROVENANCE_KEY, Provenance, damaged, read_json, rebuild_hint, sha256
+from stages.artifacts import CLIP, PROVENANCE_KEY, Provenance, damaged, read_json, rebuild_hint, sha256, write_json
 from stages.errors import InputError
 
 if TYPE_CHECKING:  # seconds to import; a reader of the config alone needs none of it
@@ -36,7 +38,7 @@ class ClipConfig:
     """``config.json``: which model is pinned.
 
     Attributes:
-        model, pretrained: as in ``params.yaml``.
+        model, pretrained: as in ``params.yaml``; `model` is None where there is none, and the others are empty then.
         source: where the checkpoint came from; a hub file with its repository and commit.
         source_sha256: SHA-256 of that checkpoint; `sha256`: of ``model.safetensors``, the model's identity.
         quick_gelu: whether the towers use QuickGELU.
@@ -44,7 +46,7 @@ class ClipConfig:
         provenance: the ``weights`` stage, its parameters and libraries.
     """
 
-    model: str
+    model: str | None
     pretrained: str | None
     source: str
     source_sha256: str
@@ -68,6 +70,13 @@ def read_clip_config(path: Path = CLIP) -> ClipConfig:
         return ClipConfig(**content, provenance=provenance)
     except TypeError as error:
         raise damaged(path / CONFIG, error) from None
+
+
+def write_clip_config(directory: Path, config: ClipConfig) -> None:
+    """Write ``config.json`` of a pinned model."""
+    content = asdict(config)
+    provenance = content.pop("provenance")
+    write_json(directory / CONFIG, {**content, PROVENANCE_KEY: provenance})
 
 
 @dataclass(frozen=True)
@@ -186,11 +195,15 @@ def load_clip(path: Path = CLIP, device: str | torch.device = "cpu") -> ClipMode
         device: where to run it, see :func:`stages.device.resolve_device`.
 
     Raises:
-        InputError: it is missing or damaged (the SHA-256 of the weights is verified).
+        InputError: it is missing or damaged (the SHA-256 of the weights is verified), or there is no model.
     """
+    config = read_clip_config(path)
+    if config.model is None:
+        raise InputError(
+            f"clip.model: null leaves {path} without a model, so there is nothing to encode images or texts; name one"
+        )
     import torch
 
-    config = read_clip_config(path)
     if not (path / WEIGHTS).is_file():
         raise damaged(path / WEIGHTS, "not found")
     digest = sha256(path / WEIGHTS)

@@ -7,21 +7,32 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.artifacts import PROVENANCE_KEY, Provenance, damaged, rebuild_hint, replacing
 from stages.errors import InputError
 
+#: Type of a stored matrix without columns: its lists are empty, since Parquet has none of the fixed size 0.
+EMPTY = pa.list_(pa.float32())
 
-def fixed_size_lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
+
+def fixed_size_lists(matrix: np.ndarray) -> pa.FixedSizeListArray | pa.ListArray:
     """A matrix (n, d) as a column of n lists of d."""
+    if matrix.shape[1] == 0:
+        return pa.array([[]] * len(matrix), pa.list_(pa.from_numpy_dtype(matrix.dtype)))
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
 
 
 def matrix(table: pa.Table, column: str) -> np.ndarray:
     """The inverse of :func:`fixed_size_lists`: (n, d)."""
     lists = table[column].combine_chunks()
-    return lists.flatten().to_numpy().reshape(len(lists), lists.type.list_size)
+    size = lists.type.list_size if pa.types.is_fixed_size_list(lists.type) else 0
+    return lists.flatten().to_numpy().reshape(len(lists), size)
+
+
+def _is_matrix(kind: pa.DataType) -> bool:
+    return kind == EMPTY or (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32())
 
 
 def write_table(table: pa.Table, path: Path, provenance: Provenance, extra: Mapping[str, Any] | None = None) -> None:
@@ -33,7 +44,7 @@ def write_table(table: pa.Table, path: Path, provenance: Provenance, extra: Mapp
 
 
 def read_table(path: Path, columns: Mapping[str, pa.DataType | None]) -> tuple[pa.Table, Provenance, dict[str, Any]]:
-    """Read a Parquet artifact that must have `columns` (of these types, None: any fixed-size list of float32).
+    """Read a Parquet artifact that must have `columns` (of these types, None: any matrix of float32).
 
     Returns:
         The table with these columns, its provenance, and what else the metadata holds.
@@ -49,13 +60,15 @@ def read_table(path: Path, columns: Mapping[str, pa.DataType | None]) -> tuple[p
         raise damaged(path, error) from None
     for name, kind in columns.items():
         found = schema.field(name).type if name in schema.names else None
-        is_row = found is not None and pa.types.is_fixed_size_list(found) and found.value_type == pa.float32()
-        if not (is_row if kind is None else found == kind):
+        if found is None or not (_is_matrix(found) if kind is None else found == kind):
             raise damaged(path, f"column '{name}' is {found or 'missing'}, not {kind or 'fixed-size lists of float'}")
     try:
         table = pq.read_table(path, columns=list(columns))  # nothing else: the others may be n x n
     except (pa.ArrowInvalid, OSError) as error:
         raise damaged(path, error) from None
+    for name in columns:
+        if table.schema.field(name).type == EMPTY and pc.max(pc.list_value_length(table[name])).as_py():
+            raise damaged(path, f"column '{name}' has lists of any size, not fixed-size lists of float")
     metadata = {key.decode(): value for key, value in (schema.metadata or {}).items()}
     provenance = Provenance.from_json(metadata.get(PROVENANCE_KEY), path)
     extra = {key: json.loads(value) for key, value in metadata.items()

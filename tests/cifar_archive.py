@@ -1,4 +1,4 @@
-"""Small archives in exactly the format of the official CIFAR-10 one: a tar.gz of Python 2 pickles."""
+"""Small archives in exactly the formats of the official CIFAR-10 and CIFAR-100: tar.gz of Python 2 pickles."""
 
 import hashlib
 import io
@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-#: The order in which the official archive has its members.
+#: The order in which the official archives have their members.
 MEMBERS = ("data_batch_4", "test_batch", "data_batch_3", "data_batch_2", "data_batch_5", "data_batch_1")
+MEMBERS100 = ("train", "test")
 
 
 class Python2Pickler(pickle._Pickler):
@@ -51,6 +52,22 @@ def batches(per_class: int = 2, seed: int = 0) -> dict[str, dict[bytes, object]]
     return {name: batch(rng, per_class, name.encode()) for name in MEMBERS}
 
 
+def batches100(seed: int = 0) -> dict[str, dict[bytes, object]]:
+    """The two batches of CIFAR-100, of 200 and 100 images."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, per_class in zip(MEMBERS100, (2, 1), strict=True):
+        fine = rng.permutation(np.repeat(np.arange(100), per_class)).tolist()
+        found[name] = {
+            b"filenames": [b"bos_taurus_s_%06d.png" % index for index in range(len(fine))],
+            b"batch_label": b"%sing batch 1 of 1" % name.encode(),
+            b"fine_labels": fine,
+            b"coarse_labels": [label // 5 for label in fine],
+            b"data": rng.integers(0, 256, (len(fine), 3072), dtype=np.uint8),
+        }
+    return found
+
+
 def write_tar(path: Path, members: Mapping[str, bytes], mode: str = "w:gz") -> Path:
     with tarfile.open(path, mode) as tar:
         for name, content in members.items():
@@ -67,3 +84,12 @@ def write_archive(path: Path, content: Mapping[str, dict[bytes, object]], **repl
     members |= {f"cifar-10-batches-py/{name}": value for name, value in replaced.items()}
     write_tar(path, members)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_archive100(path: Path, content: Mapping[str, dict[bytes, object]], names: list[bytes]) -> Path:
+    """Write the archive of CIFAR-100, whose fine labels are called `names`."""
+    meta = {b"fine_label_names": names, b"coarse_label_names": [b"coarse"] * 20}
+    members = {"cifar-100-python/file.txt~": b""} | {
+        f"cifar-100-python/{name}": python2_pickle(value) for name, value in {**content, "meta": meta}.items()
+    }
+    return write_tar(path, members)

@@ -15,6 +15,24 @@ def hear_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The processes that the session starts do not fetch into the cache of the user who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONCEPTBITS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cache_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test fetches into a cache of its own, whatever the environment says of being offline."""
+    path = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CONCEPTBITS_CACHE", str(path))
+    monkeypatch.delenv("CONCEPTBITS_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return path
+
+
 @pytest.fixture(scope="session")
 def run_stages() -> Iterator[StageRunner]:
     """Runs the command line in a directory, see :class:`stage_runner.StageRunner`."""

@@ -13,8 +13,8 @@ from stages.artifacts import IMAGES, PROVENANCE_KEY, Provenance
 from stages.images import SCHEMA
 from stages.scenes.render import render_scene
 from stages.weights.config import Clip
+from stages.weights.pinning import pin
 from stages.weights.source import find
-from stages.weights.stage import pin
 
 DIGEST = "d" * 64
 

@@ -29,12 +29,14 @@ CLASSES = ["cat", "dog", "tree"]
 
 
 def write_small_run(
-    n: int = 120, dim: int = 12, bits: int = 16, labelled: bool = True, queries: int = 20, seed: int = 0
-) -> None:
+    n: int = 120, dim: int = 12, bits: int = 16, labelled: bool = True, queries: int = 20, seed: int = 0,
+    method: str = "fused", text_side: bool = True, pixels: bool = True,
+) -> None:  # fmt: skip
     """Write data set, features, concepts, components and codes of `n` images into the current directory.
 
     Every sixth image is a query until there are `queries`; the first 40 of the others are the training set. Features
-    are noisy sums of one direction a class.
+    are noisy sums of one direction a class. Without a `text_side` there are no concepts; without `pixels` the images
+    have names alone, and every third one not even that.
     """
     rng = np.random.default_rng(seed)
     is_query = (np.arange(n) % 6 == 0) & (np.cumsum(np.arange(n) % 6 == 0) <= queries)
@@ -46,7 +48,7 @@ def write_small_run(
     features = labels @ directions + 0.5 * rng.standard_normal((n, dim))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
 
-    _write_images(labels, labelled, is_query, np.isin(np.arange(n), train_id))
+    _write_images(labels, labelled, pixels, is_query, np.isin(np.arange(n), train_id))
     made = Provenance("test", DIGEST, MODEL)
     with h5py.File(FEATURES, "w") as file:
         file.attrs[PROVENANCE_KEY] = made.to_json()
@@ -61,6 +63,8 @@ def write_small_run(
         "frequency": np.array([9, 8, 0, 3, 20]), "kept": [not reason for reason in reasons], "reason": reasons,
         "text_feature": fixed_size_lists(texts / np.linalg.norm(texts, axis=1, keepdims=True)),
     })  # fmt: skip
+    if not text_side:
+        table = table.slice(0, 0)
     settings = {"tau": 3.0, "min_frequency": 0.2, "max_frequency": 0.5}
     write_table(table, CONCEPTS, Provenance("mine", DIGEST, MODEL, settings))
 
@@ -75,15 +79,16 @@ def write_small_run(
         file["train/id"] = train_id
 
     packed = pack(features @ rng.standard_normal((dim, bits)))
-    write_codes(Codes(packed[query_id], query_id, packed[database_id], database_id, "fused", made))
+    write_codes(Codes(packed[query_id], query_id, packed[database_id], database_id, method, made))
 
 
-def _write_images(labels: np.ndarray, labelled: bool, is_query: np.ndarray, is_train: np.ndarray) -> None:
+def _write_images(labels: np.ndarray, labelled: bool, pixels: bool, is_query: np.ndarray, is_train: np.ndarray) -> None:
     images = []
-    for row in labels:
+    for index, row in enumerate(labels):
         buffer = io.BytesIO()
         Image.new("RGB", (20, 16), tuple(int(220 * value) for value in row)).save(buffer, "PNG")
-        images.append({"bytes": buffer.getvalue(), "path": None})
+        name = None if pixels or index % 3 == 0 else f"photographs/of the year/{index:07d}.jpg"
+        images.append({"bytes": buffer.getvalue() if pixels else None, "path": name})
     lists = [np.flatnonzero(row).tolist() if labelled else [] for row in labels]
     columns = [np.arange(len(labels)), images, lists, is_query, ~is_query, is_train]
     table = pa.table([pa.array(c, field.type) for c, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
@@ -96,6 +101,7 @@ def _write_images(labels: np.ndarray, labelled: bool, is_query: np.ndarray, is_t
         pq.write_table(part, IMAGES / f"images-{shard:05d}.parquet", row_group_size=25)
     counts = {"images": len(labels), "query": int(is_query.sum()), "database": int((~is_query).sum())}
     dataset = Dataset(
-        "tiny", "tiny-protocol", CLASSES if labelled else [], counts, [10, 50], "CC0", "tests", {}, 0, DIGEST
-    )
+        "tiny", "tiny-protocol", CLASSES if labelled else [], counts, [10, 50], "CC0", "tests", {}, 0, DIGEST,
+        splits="5" * 64, near_duplicates=0, notes=[],
+    )  # fmt: skip
     write_json(DATASET, asdict(dataset))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 #: Changes to ``params.yaml`` with which the whole pipeline takes seconds.
 TINY = {
-    "data": {"queries": 40, "database": 300, "train": 200},
+    "dataset": {"queries": 40, "database": 300, "train": 200},
     "extract": {"views": 2, "workers": 0},
     "concepts": {"min_frequency": 0.1, "max_frequency": None},
     "components": {"fine": 20, "coarse": 4, "pca": 8},

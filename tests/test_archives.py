@@ -15,7 +15,7 @@ import pytest
 from cifar_archive import write_tar
 
 from stages.download import archives
-from stages.download.archives import member_names, read_members
+from stages.download.archives import member_names, open_members, read_members
 from stages.errors import InputError
 
 NOISE = np.random.default_rng(0).bytes(50_000)
@@ -217,3 +217,61 @@ def test_encrypted_zip(tmp_path):
 def test_no_archive(tmp_path, compress):
     (tmp_path / "a").write_bytes(compress(NOISE))
     refused(tmp_path / "a", "truncated or corrupt")
+
+
+# ---- members that are read as streams
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
+def test_large_member_in_pieces(tmp_path, monkeypatch, mode):
+    """A limit of its own, and no more in memory than is asked for."""
+    monkeypatch.setattr(archives, "MAX_BYTES", 1000)
+    path = tmp_path / "archive"
+    write_zip(path, FILES) if mode == "zip" else write_tar(path, FILES, mode)
+    names = []
+    for name, stream in open_members(path, {"set/a.png", "c.png"}, len(NOISE)):
+        names.append(name)
+        assert b"".join(iter(lambda stream=stream: stream.read(999), b"")) == FILES[name]
+        assert stream.read() == b""
+    assert names == ["set/a.png", "c.png"]
+    with pytest.raises(InputError, match=r"'set/a\.png' is of 50,000 bytes, more than 49,999"):
+        list(open_members(path, {"c.png"}, len(NOISE) - 1))
+    with pytest.raises(InputError, match=r"'set/a\.png' is of 50,000 bytes, more than 1,000"):
+        list(read_members(path, {"c.png"}))
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "zip"])
+def test_stream_has_what_pickle_asks_for(tmp_path, mode):
+    path = tmp_path / "archive"
+    write_zip(path, {"a": b"one\ntwo"}) if mode == "zip" else write_tar(path, {"a": b"one\ntwo"}, mode)
+    ((_, stream),) = [(name, (s.peek(2)[:2], s.readline(), s.read())) for name, s in open_members(path, {"a"}, 100)]
+    assert stream == (b"on", b"one\n", b"two")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "zip"])
+def test_stream_that_is_not_read_to_its_end(tmp_path, mode):
+    path = tmp_path / "archive"
+    write_zip(path, FILES) if mode == "zip" else write_tar(path, FILES, mode)
+    assert [stream.read(1) for _, stream in open_members(path, FILES, len(NOISE))] == [NOISE[:1], b"b", b""]
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:xz", "zip"])
+def test_damage_within_a_stream(tmp_path, mode):
+    path = tmp_path / "archive"
+    write_zip(path, FILES) if mode == "zip" else write_tar(path, FILES, mode)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"archive.*truncated or corrupt"):
+        for _, stream in open_members(path, {"set/a.png"}, len(NOISE)):
+            while stream.read(1000):
+                pass
+
+
+def test_what_follows_a_stream_is_checked_as_well(tmp_path):
+    path = tar_with(tmp_path / "a.tgz", lambda info: setattr(info, "name", "../evil.png"))
+    seen = []
+    with pytest.raises(InputError, match=r"'\.\.'"):
+        for name, _ in open_members(path, {"good.png"}, 100):
+            seen.append(name)
+    assert seen == ["good.png"]

@@ -105,6 +105,7 @@ def test_stage_measures_every_method(tmp_path, monkeypatch):
     real = {"map_at_10_stable", "map_at_50_stable", "map_all_stable", "precision_at_1", "precision_at_10"}
     binary = real | {"map_at_10_tie_aware", "map_at_50_tie_aware", "map_all_tie_aware", "precision_hamming2"}
     for name, metrics in report.items():
+        assert (metrics.pop("protocol"), metrics.pop("splits")) == ("tiny-protocol", "5" * 16)
         assert set(metrics) == (binary if name in METHODS else real)
         assert all(0 < value <= 1 for value in metrics.values())
     # features carry the classes, so that their cosine finds them better than chance does (about 0.6)
@@ -137,6 +138,13 @@ def test_concept_cosine_is_the_cosine_of_the_softmax(tmp_path, monkeypatch):
     expected = evaluate_vectors(unit[query], unit[database], labels[query], labels[database], (), ())
     metrics = read_report(BASELINES)[0]["concept_cosine"]
     assert metrics["map_all_stable"] == pytest.approx(expected.map_stable["all"], abs=1e-3)
+
+
+def test_without_a_text_side_there_is_no_concept_cosine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_small_run(text_side=False)
+    run(Params.model_validate(PARAMS))
+    assert set(read_report(BASELINES)[0]) == {*METHODS, "feature_cosine"}
 
 
 def test_nothing_is_fitted_on_queries(tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
 """CIFAR-10 from archives of the official format, fetched from a local server; pickles that want more than arrays."""
 
-import hashlib
 import io
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +12,52 @@ import pytest
 from cifar_archive import MEMBERS, batches, python2_pickle, write_archive, write_tar
 from flaky_server import serve
 from PIL import Image
+from published import check_resumes, one_line, options, republished
 
-from stages.download import cifar10 as adapter
-from stages.download import fetch as fetching
-from stages.download.cifar10 import CLASSES, NAME, cifar10, read_batch
+from stages.download.datasets import cifar as adapter
+from stages.download.datasets.cifar import CIFAR10, CLASSES10, cifar10
+from stages.download.datasets.cifar_batches import read_batch
 from stages.errors import InputError, OutsideError
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fetching, "BACK_OFF", 0.0)
+def workplace(tmp_path, monkeypatch) -> Path:
+    """The current directory: empty, for pickles that try to write."""
+    place = tmp_path / "work"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(adapter, "N_IMAGES", 120)
+    return place
 
 
 @pytest.fixture
-def archive(tmp_path, monkeypatch) -> Path:
-    """A small archive whose digest counts as the official one."""
-    path = tmp_path / "mirror" / NAME
+def archive(tmp_path) -> Path:
+    """A small archive."""
+    path = tmp_path / "mirror" / CIFAR10.name
     path.parent.mkdir()
-    monkeypatch.setattr(adapter, "SHA256", write_archive(path, batches()))
+    write_archive(path, batches())
     return path
 
 
+@pytest.fixture
+def opened(archive, monkeypatch):
+    """Opens the data set with whatever the archive is by then, as if that were official."""
+
+    def open_it():
+        monkeypatch.setattr(adapter, "CIFAR10", republished(CIFAR10, archive))
+        return cifar10(options("cifar10", mirror=archive.parent))
+
+    return open_it
+
+
+def read(content: bytes) -> object:
+    return read_batch(io.BytesIO(content), b"labels", 10, "here")
+
+
 def test_official_facts():
-    assert adapter.SHA256 == "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-    assert adapter.URL == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    assert CIFAR10.digest == "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+    assert CIFAR10.urls[0] == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    assert CIFAR10.max_bytes == 170_498_071
 
 
 def test_helper_writes_what_python_2_wrote():
@@ -46,10 +67,10 @@ def test_helper_writes_what_python_2_wrote():
     assert set(pickle.loads(content, encoding="bytes")) == {b"batch_label", b"labels", b"data", b"filenames"}
 
 
-def test_pixels_labels_and_splits(archive):
-    source = cifar10(archive.parent.as_uri())
-    records = list(source.records)
-    assert source.class_names == CLASSES and source.digests == {NAME: adapter.SHA256}
+def test_pixels_labels_and_splits(archive, opened):
+    source = opened()
+    records = check_resumes(source, (1, 19, 20, 21, 60, 119))
+    assert source.class_names == CLASSES10 and source.digests == {CIFAR10.name: adapter.CIFAR10.digest[7:]}
     expected = batches()
     start = 0
     for name in MEMBERS:
@@ -64,25 +85,25 @@ def test_pixels_labels_and_splits(archive):
     assert start == len(records)
 
 
-def test_over_http_from_a_directory_or_the_file_itself(archive):
-    with serve(archive.read_bytes(), statuses=[503], drop_after=[20_000]) as server:
-        for mirror in (server.url, server.url.rstrip("/"), f"{server.url}some/other.tar.gz"):
-            assert len(list(cifar10(mirror).records)) == 120
-        assert len(server.requests) == 4  # the failing one, the broken one, its rest; and the one under another name
+def test_over_http_from_a_directory_or_the_file_itself(archive, monkeypatch):
+    monkeypatch.setattr(adapter, "CIFAR10", republished(CIFAR10, archive))
+    with serve(archive.read_bytes(), drop_after=[20_000]) as server:
+        for mirror in (server.url, f"{server.url}{CIFAR10.name}"):
+            assert len(list(cifar10(options("cifar10", mirrors=(mirror,))).records(0))) == 120
+        assert server.requests == [None, "bytes=20000-"]
 
 
-def test_unreachable_names_the_official_url(monkeypatch, tmp_path):
-    with serve(b"", statuses=[404]) as server:
-        monkeypatch.setattr(adapter, "URL", f"{server.url}{NAME}")
-        with pytest.raises(OutsideError, match=rf"{server.url}{NAME}: cannot be fetched.*data\.mirror"):
-            cifar10()
+def test_unreachable_names_the_official_urls(monkeypatch):
+    with serve(b"", statuses=[404, 404]) as server:
+        urls = (f"{server.url}a/{CIFAR10.name}", f"{server.url}b/{CIFAR10.name}")
+        monkeypatch.setattr(adapter, "CIFAR10", replace(CIFAR10, urls=urls))
+        with pytest.raises(OutsideError) as caught:
+            cifar10(options("cifar10"))
+    assert all(url in str(caught.value) for url in urls) and "dataset.mirrors" in str(caught.value)
 
 
-def test_wrong_digest(tmp_path):
-    path = tmp_path / NAME
-    found = write_archive(path, batches())
-    with pytest.raises(InputError, match=f"{found}, expected {adapter.SHA256}"):
-        cifar10(path.as_uri())
+def test_wrong_digest(archive):
+    one_line(lambda: cifar10(options("cifar10", mirror=archive.parent)), str(archive), CIFAR10.digest[7:])
 
 
 class Evil:
@@ -101,11 +122,10 @@ class Evil:
      (np.load, "ran"), (np.fromfile, "ran"), (getattr, "ran")],
 )  # fmt: skip
 @pytest.mark.parametrize("protocol", range(6))
-def test_pickle_that_runs_code(tmp_path, function, argument, protocol):
+def test_pickle_that_runs_code(workplace, function, argument, protocol):
     batch = batches()["test_batch"] | {b"extra": Evil(function, argument, "w")}
-    with pytest.raises(InputError, match=r"here: refused.*asks for \w+\.\w+") as caught:
-        read_batch(pickle.dumps(batch, protocol), "here")
-    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+    one_line(lambda: read(pickle.dumps(batch, protocol)), "here: refused", "asks for")
+    assert list(workplace.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -117,10 +137,9 @@ def test_pickle_that_runs_code(tmp_path, function, argument, protocol):
         b"\x80\x02cnumpy.core.multiarray.__builtins__\neval\n.", b"\x80\x04\x8c\x05numpy\x8c\x0andarray.fn\x93.",
     ],
 )  # fmt: skip
-def test_hostile_pickle_by_hand(tmp_path, content):
-    with pytest.raises(InputError, match="here: refused"):
-        read_batch(content, "here")
-    assert list(tmp_path.iterdir()) == []
+def test_hostile_pickle_by_hand(workplace, content):
+    one_line(lambda: read(content), "here: refused")
+    assert list(workplace.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -132,45 +151,47 @@ def test_hostile_pickle_by_hand(tmp_path, content):
     ],
 )  # fmt: skip
 def test_batch_of_another_form(change):
-    with pytest.raises(InputError, match="here: not a batch of CIFAR-10"):
-        read_batch(python2_pickle(batches()["test_batch"] | change), "here")
+    one_line(lambda: read(python2_pickle(batches()["test_batch"] | change)), "here: not a batch of CIFAR images")
 
 
-def test_evil_member_is_named(archive, monkeypatch):
-    evil = pickle.dumps(Evil(os.system, "touch ran"), 2)
-    monkeypatch.setattr(adapter, "SHA256", write_archive(archive, batches(), data_batch_3=evil))
-    with pytest.raises(InputError, match=r"cifar-10-python.tar.gz, member 'cifar-10-batches-py/data_batch_3': refused"):
-        list(cifar10(archive.as_uri()).records)
-    assert not Path("ran").exists()
+def test_evil_member_is_named(archive, opened, workplace):
+    write_archive(archive, batches(), data_batch_3=pickle.dumps(Evil(os.system, "touch ran"), 2))
+    source = opened()
+    one_line(lambda: list(source.records(0)), f"{archive}, member 'cifar-10-batches-py/data_batch_3': refused")
+    assert list(workplace.iterdir()) == []
 
 
-def test_archive_without_a_batch(archive, monkeypatch):
+def test_archive_without_a_batch(archive, opened):
     content = batches()
     del content["test_batch"]
-    monkeypatch.setattr(adapter, "SHA256", write_archive(archive, content))
-    with pytest.raises(InputError, match="lacks cifar-10-batches-py/test_batch"):
-        list(cifar10(archive.as_uri()).records)
+    write_archive(archive, content)
+    source = opened()
+    one_line(lambda: list(source.records(0)), f"{archive}: lacks cifar-10-batches-py/test_batch")
 
 
-def test_hostile_archive_with_the_right_digest(archive, monkeypatch):
+def test_hostile_archive_with_the_right_digest(archive, opened):
     with tarfile.open(archive, "w:gz") as tar:
         link = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    monkeypatch.setattr(adapter, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
-    with pytest.raises(InputError, match="data_batch_1' is neither a plain file nor a directory"):
-        list(cifar10(archive.as_uri()).records)
+    source = opened()
+    one_line(lambda: list(source.records(0)), "data_batch_1' is neither a plain file nor a directory")
 
 
-def test_truncated_archive_with_the_right_digest(archive, monkeypatch):
+def test_truncated_archive_with_the_right_digest(archive, opened):
     archive.write_bytes(archive.read_bytes()[:-3000])
-    monkeypatch.setattr(adapter, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
-    with pytest.raises(InputError, match="truncated or corrupt"):
-        list(cifar10(archive.as_uri()).records)
+    source = opened()
+    one_line(lambda: list(source.records(0)), str(archive), "truncated or corrupt")
 
 
-def test_plain_tar_of_the_same_content(archive, monkeypatch):
+def test_plain_tar_of_the_same_content(archive, opened):
     members = {f"cifar-10-batches-py/{name}": python2_pickle(value) for name, value in batches().items()}
     write_tar(archive, members, "w")
-    monkeypatch.setattr(adapter, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
-    assert len(list(cifar10(archive.as_uri()).records)) == 120
+    assert len(list(opened().records(0))) == 120
+
+
+def test_batch_that_is_too_large(archive, opened, monkeypatch):
+    monkeypatch.setattr(adapter, "MAX_BATCH", 10_000)
+    source = opened()
+    with pytest.raises(InputError, match="more than 10,000"):
+        list(source.records(0))

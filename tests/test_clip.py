@@ -19,8 +19,8 @@ from stages.clip import load_clip, read_clip_config
 from stages.device import resolve_device, seed_everything
 from stages.errors import InputError
 from stages.weights.config import Clip
+from stages.weights.pinning import pin
 from stages.weights.source import find
-from stages.weights.stage import pin
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,9 +1,11 @@
 """The evaluation stage on a tiny run: metrics, curves, pictures, and what it refuses."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 from small_run import CLASSES, write_small_run
 
@@ -51,16 +53,19 @@ def test_stage_writes_everything(small_run):
         "method": "fused", "bits": 16, "dataset": "tiny", "protocol": "tiny-protocol", "precision_at": [1, 10],
     }  # fmt: skip
     assert content.pop("overlapping_concepts") == ["Cat", "dog"]
+    assert (content.pop("protocol"), content.pop("splits")) == ("tiny-protocol", "5" * 16)
+    assert content.pop("guidance") == "the data set's own names"
     assert content == {
         key: pytest.approx(content[key]) for key in (
             "map_at_10_stable", "map_at_50_stable", "map_all_stable",
             "map_at_10_tie_aware", "map_at_50_tie_aware", "map_all_tie_aware",
             "precision_at_1", "precision_at_10", "precision_hamming2",
             "bit_balance", "bit_correlation", "dead_bits", "distinct_codes",
-            "queries", "database", "concepts_overlapping_labels",
+            "queries", "database", "near_duplicates", "concepts_overlapping_labels", "labels_named_by_concepts",
         )
     }  # fmt: skip
-    assert (content["queries"], content["database"], content["concepts_overlapping_labels"]) == (20, 100, 2)
+    assert (content["queries"], content["database"], content["near_duplicates"]) == (20, 100, 0)
+    assert (content["concepts_overlapping_labels"], content["labels_named_by_concepts"]) == (2, 2)
     with open(PRECISION_RECALL) as file:
         table = list(csv.DictReader(file))
     assert list(table[0]) == ["radius", "recall", "precision"]
@@ -72,6 +77,51 @@ def test_stage_writes_everything(small_run):
     assert_pictures()
 
 
+def test_overlap_is_told_where_it_guides(small_run, capsys):
+    capsys.readouterr()
+    evaluate()
+    assert capsys.readouterr().out == (
+        "evaluate: 2 of the 3 concepts are names of the data set's own classes; concepts.exclude_label_names: true "
+        "leaves them out\n"
+    )
+
+
+@pytest.mark.parametrize("small_run", [{"method": "dsch"}], indirect=True)
+def test_a_method_without_texts_is_not_guided_by_them(small_run, capsys):
+    capsys.readouterr()
+    evaluate()
+    assert capsys.readouterr().out == ""
+    content, _ = read_report(METRICS)
+    assert (content["guidance"], content["concepts_overlapping_labels"]) == ("images alone", 2)
+
+
+def test_overlap_is_found_as_mining_finds_it(small_run):
+    """But for upper and lower case, separators and numbers; two classes may have one name."""
+    dataset = read_json(DATASET)
+    write_json(DATASET, dataset | {"class_names": ["cats", "hot_dog", "CAT"], "near_duplicates": None})
+    evaluate()
+    content, _ = read_report(METRICS)
+    assert content["overlapping_concepts"] == ["Cat (label cats, CAT)"]
+    assert (content["concepts_overlapping_labels"], content["labels_named_by_concepts"]) == (1, 2)
+    assert content["near_duplicates"] is None
+    write_json(DATASET, dataset | {"class_names": ["wheel", "skies", "mouse"]})  # neither of the two was kept
+    evaluate()
+    content, _ = read_report(METRICS)
+    assert (content["overlapping_concepts"], content["guidance"]) == ([], "general vocabulary")
+
+
+@pytest.mark.parametrize("small_run", [{"text_side": False, "pixels": False, "method": "dsch"}], indirect=True)
+def test_features_alone(small_run):
+    """Neither concepts nor pixels: of both there is a picture that says so."""
+    evaluate()
+    content, _ = read_report(METRICS)
+    assert content["map_all_stable"] > 0
+    assert (content["guidance"], content["overlapping_concepts"]) == ("images alone", [])
+    for name in PICTURES:
+        with Image.open(f"reports/{name}.png") as picture:
+            assert min(picture.size) > 150 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
 @pytest.mark.parametrize("small_run", [{"labelled": False}], indirect=True)
 def test_without_labels_only_what_needs_none(small_run, capsys):
     capsys.readouterr()
@@ -81,6 +131,7 @@ def test_without_labels_only_what_needs_none(small_run, capsys):
     assert (content["labels"], content["note"]) == (False, NO_LABELS)
     assert not [key for key in content if key.startswith(("map", "precision"))]
     assert content["distinct_codes"] > 1
+    assert (content["guidance"], content["labels_named_by_concepts"]) == ("general vocabulary", 0)
     assert PRECISION_RECALL.read_text() == "radius,recall,precision\n"
     assert PRECISION_AT_N.read_text() == "n,precision\n"
     assert_pictures()
@@ -91,7 +142,8 @@ def test_the_columns_of_exp_show_are_numbers(small_run):
     evaluate()
     columns = {key: value for key, value in read_json(METRICS).items() if not isinstance(value, list)}
     assert "map_at_10_stable" in columns
-    assert all(isinstance(value, int | float) for value in columns.values())
+    texts = {key for key, value in columns.items() if not isinstance(value, int | float)}
+    assert texts == {"protocol", "splits", "guidance"}
 
 
 def test_running_again_gives_the_same_bytes(small_run):
@@ -182,6 +234,28 @@ def test_thumbnails_read_only_the_row_groups_they_need(small_run, monkeypatch):
         assert image.getpixel((4, 4)) == tuple(int(220 * value) for value in labels[index])
 
 
+@pytest.mark.parametrize("small_run", [{"pixels": False}], indirect=True)
+def test_a_tile_stands_for_an_image_without_pixels(small_run):
+    shards = ImageShards()
+    first, second, third, again = (pictures.thumbnails(shards, [i], size=84)[i].tobytes() for i in (1, 2, 3, 1))
+    assert first == again
+    assert len({first, second, third}) == 3  # each has its own name, or its id
+    for size in (8, 20, 84):
+        (tile,) = pictures.thumbnails(shards, [2], size).values()
+        assert tile.size == (size, size)
+        assert tile.getpixel((0, 0)) == (228, 232, 236)
+
+
+def test_a_tile_has_the_end_of_a_long_name():
+    ends = [pictures._tile("a" * 500 + end, 84).tobytes() for end in ("1.jpg", "2.jpg")]
+    assert ends[0] != ends[1]
+    for name in ("x", "a/long name/of a photograph.jpeg", "b" * 500):
+        tile = pictures._tile(name, 84)
+        edge = Image.new("RGB", (84, 84), tile.getpixel((0, 0)))
+        edge.paste(tile.crop((2, 2, 82, 82)), (2, 2))
+        assert edge.tobytes() == tile.tobytes()  # no letter touches the edge
+
+
 @pytest.mark.parametrize("count", [1, 2, 30, 40, 41, 57, 1000])
 @pytest.mark.parametrize("bounded", [True, False])
 def test_concepts_of_any_number(tmp_path, count, bounded):
@@ -201,3 +275,38 @@ def test_concepts_of_any_number(tmp_path, count, bounded):
     plots.draw_concepts(tmp_path / "concepts.png", concepts)
     with Image.open(tmp_path / "concepts.png") as picture:
         assert picture.height < 1600
+
+
+def bars_of(monkeypatch, concepts, overlap):
+    """Colours of the bars that are drawn, by concept, and the legend's texts."""
+    kept = {}
+    draw, legend = Axes.barh, Axes.legend
+    monkeypatch.setattr(Axes, "barh", lambda self, *a, **k: kept.setdefault("bars", k) and draw(self, *a, **k))
+    monkeypatch.setattr(Axes, "legend", lambda self, *a, **k: kept.update(legend=a[1]) or legend(self, *a, **k))
+    plots.draw_concepts(Path("concepts.png"), concepts, overlap)
+    order = plots.choose_bars(concepts)[0]
+    return {concepts.names[i]: colour for i, colour in zip(order, kept["bars"]["color"], strict=True)}, kept["legend"]
+
+
+def test_overlapping_concepts_have_a_colour_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names, reasons = ["cat", "dog", "wheel", "sky", "tree"], ["", "", "too rare", "", "too rare"]
+    concepts = Concepts(names, np.array([9, 8, 0, 5, 1]), reasons, 2.0, None)
+    colours, legend = bars_of(monkeypatch, concepts, {"cat": ["Cat"], "sky": ["skies"], "tree": ["tree"]})
+    assert colours["cat"] == colours["sky"] == plots.REASON_COLOURS[plots.OVERLAP]
+    assert colours["dog"] == plots.REASON_COLOURS[""]
+    assert colours["tree"] == colours["wheel"] == plots.REASON_COLOURS["too rare"]  # was not kept
+    assert legend == ["kept (1)", f"{plots.OVERLAP} (2)", "too rare (2)"]
+
+
+def test_without_overlap_the_legend_has_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    concepts = Concepts(["cat", "dog"], np.array([9, 0]), ["", "too rare"], 2.0, None)
+    assert bars_of(monkeypatch, concepts, {})[1] == ["kept (1)", "too rare (1)"]
+
+
+def test_no_concepts_are_drawn_small(tmp_path):
+    plots.draw_concepts(tmp_path / "concepts.png", Concepts([], np.zeros(0, int), [], None, None))
+    with Image.open(tmp_path / "concepts.png") as picture:
+        assert picture.height < 250
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20

@@ -20,7 +20,7 @@ from scene_shards import DIGEST, encoded, picture, pin_scenes_clip, scenes, writ
 from stages.artifacts import CLIP, FEATURES, IMAGES, PROVENANCE_KEY, RESUME, Provenance
 from stages.clip import ClipModel, load_clip
 from stages.errors import InputError
-from stages.extract import decoding, stage
+from stages.extract import decoding, pixels
 from stages.extract.config import Params
 from stages.extract.decoding import DecodedSlices, Slice
 from stages.extract.stage import run
@@ -61,7 +61,7 @@ def pictures() -> list[bytes]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: Path, clip: ClipModel, pictures: list[bytes]) -> Path:
     """A directory with shards of row groups of 5, 5, 1 and 5, 5, 2 images, and the model, loaded once for all tests."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage, "load_clip", lambda device: clip)
+    monkeypatch.setattr(pixels, "load_clip", lambda device: clip)
     (tmp_path / CLIP).parent.mkdir()
     (tmp_path / CLIP).symlink_to(pinned)
     write_shards(tmp_path, pictures, IS_TRAIN)
@@ -122,7 +122,7 @@ def test_the_file_has_the_promised_layout(here: Path, clip: ClipModel) -> None:
 def test_the_stage_loads_the_pinned_model_itself(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(params())
     expected = extracted()
-    monkeypatch.setattr(stage, "load_clip", load_clip)
+    monkeypatch.setattr(pixels, "load_clip", load_clip)
     run(params())
     assert_equal(extracted(), expected)
 
@@ -240,7 +240,7 @@ def test_a_killed_extraction_goes_on_where_it_stopped(
     here: Path, clip: ClipModel, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     whole = Counting(clip)
-    monkeypatch.setattr(stage, "load_clip", lambda device: whole)
+    monkeypatch.setattr(pixels, "load_clip", lambda device: whole)
     run(params())
     undisturbed = FEATURES.read_bytes()
     FEATURES.unlink()
@@ -248,7 +248,7 @@ def test_a_killed_extraction_goes_on_where_it_stopped(
 
     # The first row group takes six calls: two slices, of 4 and 1 images, each with one training image in two views.
     killed = Counting(clip, 9, KeyboardInterrupt())
-    monkeypatch.setattr(stage, "load_clip", lambda device: killed)
+    monkeypatch.setattr(pixels, "load_clip", lambda device: killed)
     with pytest.raises(KeyboardInterrupt):
         run(params(workers=workers))
     assert not FEATURES.exists()
@@ -256,7 +256,7 @@ def test_a_killed_extraction_goes_on_where_it_stopped(
     assert [file.name for file in finished] == ["000000.npz"]
 
     resumed = Counting(clip)
-    monkeypatch.setattr(stage, "load_clip", lambda device: resumed)
+    monkeypatch.setattr(pixels, "load_clip", lambda device: resumed)
     run(params(workers=workers))
     assert resumed.images == whole.images - 5 - 2 * IS_TRAIN[:5].sum()
     assert FEATURES.read_bytes() == undisturbed
@@ -270,11 +270,11 @@ def test_an_extraction_killed_before_the_end_has_nothing_left_to_encode(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "join", stop)
+        patched.setattr(pixels, "join", stop)
         with pytest.raises(KeyboardInterrupt):
             run(params())
     counting = Counting(clip)
-    monkeypatch.setattr(stage, "load_clip", lambda device: counting)
+    monkeypatch.setattr(pixels, "load_clip", lambda device: counting)
     run(params(workers=2))
     assert counting.images == 0
     assert extracted()["image/features"].shape == (COUNT, 64)
@@ -284,12 +284,12 @@ def test_an_extraction_killed_before_the_end_has_nothing_left_to_encode(
 def test_leftovers_of_another_extraction_are_not_used(
     here: Path, clip: ClipModel, monkeypatch: pytest.MonkeyPatch, pictures: list[bytes], change: str
 ) -> None:
-    monkeypatch.setattr(stage, "load_clip", lambda device: Counting(clip, 9, KeyboardInterrupt()))
+    monkeypatch.setattr(pixels, "load_clip", lambda device: Counting(clip, 9, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         run(params())
     config = replace(clip.config, sha256="f" * 64) if change == "model" else clip.config
     counting = Counting(replace(clip, config=config))
-    monkeypatch.setattr(stage, "load_clip", lambda device: counting)
+    monkeypatch.setattr(pixels, "load_clip", lambda device: counting)
     if change == "data":
         write_shards(here, pictures, IS_TRAIN, digest="c" * 64)
     run(params(views=3 if change == "views" else 2, seed=1 if change == "seed" else 0))
@@ -303,6 +303,8 @@ def test_two_data_sets_in_one_process_are_not_mixed_up(
     run(params())
     expected = extracted()
     monkeypatch.chdir(tmp_path_factory.mktemp("other"))
+    CLIP.parent.mkdir()
+    CLIP.symlink_to(here / CLIP)
     write_shards(Path.cwd(), pictures[::-1], IS_TRAIN, digest="c" * 64)
     run(params())
     np.testing.assert_allclose(
@@ -360,7 +362,7 @@ def test_no_process_outlives_an_error(
     if error is None:
         damage_image(7)
     else:
-        monkeypatch.setattr(stage, "load_clip", lambda device: Counting(clip, 3, error))
+        monkeypatch.setattr(pixels, "load_clip", lambda device: Counting(clip, 3, error))
     with pytest.raises((KeyboardInterrupt, ValueError, InputError)):
         run(params(workers=2))
     assert multiprocessing.active_children() == []

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from scene_shards import DIGEST, encoded, write_shards
 
 from stages import images
 from stages.artifacts import DATASET, IMAGES, PROVENANCE_KEY, Provenance, write_json
 from stages.errors import InputError
-from stages.images import SCHEMA, Dataset, ImageShards, decode, read_dataset, read_row_group
+from stages.images import SCHEMA, Dataset, ImageShards, decode, grey_thumbnail, read_dataset, read_row_group
 
 
 def gradient(width: int = 24, height: int = 16) -> Image.Image:
@@ -123,6 +124,91 @@ def test_an_image_of_the_largest_size_is_taken(monkeypatch: pytest.MonkeyPatch) 
         decode(encoded(gradient()))
 
 
+def jpegs() -> dict[str, bytes]:
+    """JPEGs of every sort, 90x67 pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    image = Image.fromarray(noise).resize((90, 67), Image.Resampling.BICUBIC)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    made = {}
+    for name, mode, options in (
+        ("plain", "RGB", {}), ("progressive", "RGB", {"progressive": True}), ("full colour", "RGB", {"subsampling": 0}),
+        ("half colour", "RGB", {"subsampling": 1}), ("restarts", "RGB", {"restart_marker_blocks": 2}),
+        ("poor", "RGB", {"quality": 5}), ("grey", "L", {}), ("CMYK", "CMYK", {}), ("turned", "RGB", {"exif": turned}),
+    ):  # fmt: skip
+        buffer = io.BytesIO()
+        image.convert(mode).save(buffer, "JPEG", **options)
+        made[name] = buffer.getvalue()
+    return made
+
+
+@pytest.mark.parametrize("name", jpegs())
+def test_jpegs_are_decoded_as_pil_does(name: str) -> None:
+    data = jpegs()[name]
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    np.testing.assert_array_equal(pixels(decode(data)), pixels(expected))
+    grey = np.frombuffer(grey_thumbnail(data, (16, 12)), np.uint8).reshape(12, 16)
+    assert np.abs(grey - pixels(expected.convert("L").resize((16, 12), Image.Resampling.BOX))).mean() < 9
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("size", [(32, 32), (24, 16), (7, 5), (1, 1)])
+def test_thumbnails_have_the_size_asked_for(kind: str, size: tuple[int, int]) -> None:
+    assert len(grey_thumbnail(encoded(gradient(*size), kind), (32, 32))) == 32 * 32
+
+
+def test_what_is_verified_by_its_thumbnail_can_be_decoded() -> None:
+    """Of damaged JPEGs both take the same ones, and what is taken is what PIL sees."""
+    random = np.random.default_rng(0)
+    sorts, taken = list(jpegs().values()), 0
+    for number in range(1500):
+        data = bytearray(sorts[number % len(sorts)])
+        place = int(random.integers(len(data)))
+        if number % 3 == 0:
+            del data[place:]
+        else:
+            data[place : place + number % 3] = random.bytes(1)
+        data = bytes(data)
+        verdicts = []
+        for judge in (lambda data=data: grey_thumbnail(data, (32, 32)), lambda data=data: decode(data)):
+            try:
+                judge()
+                verdicts.append(True)
+            except ValueError:
+                verdicts.append(False)
+        assert verdicts in ([True, True], [False, False]), number
+        if verdicts[0]:
+            taken += 1
+            expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+            np.testing.assert_array_equal(pixels(decode(data)), pixels(expected))
+    assert 300 < taken < 1200
+
+
+def bomb(kind: str, **options: object) -> bytes:
+    """40 megapixels of nothing."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8000, 5000)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+@pytest.mark.parametrize("judge", [decode, lambda data: grey_thumbnail(data, (32, 32))])
+def test_a_bomb_is_refused_before_it_goes_off(kind: str, judge: Callable[[bytes], object]) -> None:
+    data = bomb(kind)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"8000x5000 pixels of [0-9,]+ bytes, a decompression bomb"):
+        judge(data)
+    assert tracemalloc.get_traced_memory()[1] < 2 * len(data) + 2_000_000
+    tracemalloc.stop()
+
+
+def test_a_large_photograph_is_no_bomb() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (500, 700, 3), np.uint8)
+    large = Image.fromarray(noise).resize((5600, 4000), Image.Resampling.BICUBIC)
+    assert decode(encoded(large, "JPEG")).size == (5600, 4000)
+    assert len(grey_thumbnail(encoded(large, "JPEG"), (32, 32))) == 1024
+
+
 IS_TRAIN = np.arange(13) % 2 == 1
 
 
@@ -208,7 +294,7 @@ def test_missing_shards_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ImageShards()
 
 
-TINY = Dataset("tiny", "protocol", ["cat"], {"images": 3}, [10], "CC0", "tests", {}, 0, DIGEST)
+TINY = Dataset("tiny", "protocol", ["cat"], {"images": 3}, [10], "CC0", "tests", {}, 0, DIGEST, "5" * 64, 0, [])
 
 
 def test_the_description_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

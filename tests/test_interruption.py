@@ -18,13 +18,14 @@ STAGES = tuple(pipeline()["stages"])
 
 #: Still smaller than tiny: every stage runs hundreds of times.
 SMALL: dict[str, Any] = {
-    "data": {"queries": 8, "database": 60, "train": 40},
+    "dataset": {"queries": 8, "database": 60, "train": 40},
     "components": {"fine": 8, "coarse": 3, "pca": 4},
     "train": {"epochs": 3, "batch_size": 20, "hidden": 16},
 }
 #: What the artifacts of an earlier run differ by: nearly everything but the image features.
 EARLIER: dict[str, Any] = {
-    "seed": 1, "bits": 16, "data": {"seed": 1}, "extract": {"seed": 1}, "concepts": {"tau": 2.0, "prompt": "{concept}"},
+    "seed": 1, "bits": 16, "dataset": {"seed": 1}, "extract": {"seed": 1},
+    "concepts": {"tau": 2.0, "prompt": "{concept}"},
     "similarity": {"form": "cosine"}, "train": {"epochs": 2}, "evaluate": {"precision_at": [5]},
 }  # fmt: skip
 
@@ -164,7 +165,7 @@ def test_training_goes_on_at_its_last_checkpoint(disturbed):
 
 @pytest.mark.parametrize("disturbed", ["extract"], indirect=True)
 def test_extraction_goes_on_at_its_last_row_group(disturbed, tmp_path):
-    n_images, rows = sum(SMALL["data"][split] for split in ("queries", "database")), 10
+    n_images, rows = sum(SMALL["dataset"][split] for split in ("queries", "database")), 10
     images = tmp_path / "images"
     images.mkdir()
     for file in (disturbed.now / "data/images").iterdir():

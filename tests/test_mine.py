@@ -1,6 +1,9 @@
-"""Concept mining: vocabulary, scores, denoising, the mined distribution and the two tables."""
+"""Concept mining: scores, prompts, denoising, the mined distribution and the two tables, with and without texts."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,19 +30,20 @@ from stages.errors import InputError
 from stages.images import Dataset
 from stages.mine import concepts
 from stages.mine.concepts import (
+    choose,
     concept_distribution,
     concept_frequency,
     concept_scores,
     denoise,
+    ensemble,
     mine_distribution,
-    read_vocabulary,
 )
 from stages.mine.config import Params
-from stages.mine.stage import run
+from stages.mine.stage import NO_TEXT_SIDE, run
 from stages.params import parse
-from stages.tables import matrix, read_table
-
-ROOT = Path(__file__).parents[1]
+from stages.tables import fixed_size_lists, matrix, read_table
+from stages.weights.config import Params as WeightsParams
+from stages.weights.stage import run as run_weights
 
 
 def random_rows(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -49,43 +53,6 @@ def random_rows(n: int, d: int, seed: int = 0) -> np.ndarray:
 def write(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
-
-
-def test_a_vocabulary_has_comments_blank_lines_and_repetitions(tmp_path: Path) -> None:
-    text = "# animals\ncat\n\n  dog \nfire engine  # red\r\ncat\n#dog\nétoile"
-    assert read_vocabulary(write(tmp_path / "words.txt", text)) == ["cat", "dog", "fire engine", "étoile"]
-
-
-def test_a_vocabulary_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    assert read_vocabulary(write(tmp_path / "words.txt", b"\xef\xbb\xbfcat\r\ndog\r\n")) == ["cat", "dog"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "has 0 concepts"),
-        ("cat\n#dog\ncat", "has 1 concepts"),
-        (b"cat\n\xff\xfe", "not UTF-8"),
-        (None, "not found"),
-    ],
-)
-def test_a_bad_vocabulary_is_named(tmp_path: Path, content: str | bytes | None, message: str) -> None:
-    path = tmp_path / "words.txt"
-    if content is not None:
-        write(path, content)
-    with pytest.raises(InputError, match=message) as error:
-        read_vocabulary(path)
-    assert "concepts.vocabulary" in str(error.value)
-    assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize(("name", "at_least"), [("everyday", 25), ("nuswide81", 81)])
-def test_the_vocabularies_that_ship_are_distinct_words(name: str, at_least: int) -> None:
-    path = ROOT / "stages" / "mine" / "vocabularies" / f"{name}.txt"
-    words = read_vocabulary(path)
-    assert len(words) >= at_least
-    assert len({word.lower() for word in words}) == len(words)
-    assert all(re.fullmatch(r"[a-z][a-z' -]*[a-z]", word) for word in words)
 
 
 def test_scores_are_cosines() -> None:
@@ -169,11 +136,37 @@ def test_no_concept_kept_names_the_bound(
     assert "\n" not in message
 
 
+def test_what_is_left_out_takes_no_part() -> None:
+    images, texts = random_rows(200, 6), random_rows(7, 6, seed=1)
+    left_out = np.array([0, 0, 1, 0, 1, 0, 0], bool)
+    frequency, kept, reasons = choose(images, texts, left_out, 0.5, 0.9)
+    np.testing.assert_array_equal(frequency[~left_out], concept_frequency(images, texts[~left_out]))
+    assert frequency.sum() == 200
+    assert not kept[left_out].any()
+    assert [reasons[2], reasons[4]] == ["label name"] * 2
+    np.testing.assert_array_equal(kept[~left_out], denoise(frequency[~left_out], 200, 0.5, 0.9)[0])  # m is 5
+
+
+def test_an_ensemble_is_the_unit_mean_of_unit_rows() -> None:
+    parts = [random_rows(4, 5, seed) for seed in range(3)]
+    parts = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
+    mixed = ensemble(parts)
+    for row, *rows in zip(mixed, *parts, strict=True):
+        total = rows[0] + rows[1] + rows[2]
+        np.testing.assert_allclose(row, total / np.sqrt(total @ total))
+    np.testing.assert_array_equal(ensemble(parts[:1]), parts[0])
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("prompt", "a photo of the concept", "must contain {concept} once"),
         ("prompt", "{concept} and {concept}", "must contain {concept} once"),
+        ("prompt", ["a {concept}", "a photo"], "must contain {concept} once, 'a photo' does not"),
+        ("prompt", ["a {concept}", "the {concept}", "a {concept}"], "has a template twice"),
+        ("prompt", [], "concepts.prompt: [] is not allowed: must have at least one template"),
+        ("prompt", None, "concepts.prompt: None is not allowed: must be a template, or a list of templates"),
+        ("prompt", ["a {concept}", 3], "must be a template, or a list of templates"),
         ("tau", 0.0, "concepts.tau"),
         ("tau", float("inf"), "concepts.tau"),
         ("min_frequency", -0.1, "concepts.min_frequency"),
@@ -219,7 +212,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: Path) -> Path:
 
 def write_dataset(class_names: list[str]) -> None:
     DATASET.parent.mkdir(exist_ok=True)
-    write_json(DATASET, asdict(Dataset("tiny", "protocol", class_names, {}, [10], "CC0", "tests", {}, 0, DIGEST)))
+    dataset = Dataset("tiny", "protocol", class_names, {}, [10], "CC0", "tests", {}, 0, DIGEST, "5" * 64, 0, [])
+    write_json(DATASET, asdict(dataset))
 
 
 def write_features(images: np.ndarray, train_id: np.ndarray, model: str) -> None:
@@ -272,6 +266,20 @@ def test_another_prompt_is_used(here: Path) -> None:
     assert all(table["kept"].to_pylist())
 
 
+def test_several_templates_are_averaged(here: Path) -> None:
+    templates = ["a photo of the {concept}", "a drawing of many {concept}s"]
+    run(params(prompt=templates))
+    table, provenance, _ = read_table(CONCEPTS, {"prompt": pa.string(), "text_feature": None})
+    assert table["prompt"].to_pylist()[1] == "a photo of the car | a drawing of many cars"
+    clip = load_clip()
+    parts = [clip.encode_texts([template.format(concept=word) for word in WORDS]).numpy() for template in templates]
+    expected = parts[0] + parts[1]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(matrix(table, "text_feature"), expected, atol=1e-6)
+    assert np.abs(matrix(table, "text_feature") - parts[0]).max() > 0.01
+    assert provenance.params["prompt"] == templates
+
+
 def test_names_of_classes_can_be_left_out(here: Path) -> None:
     run(params(exclude_label_names=True, min_frequency=0.2, max_frequency=None))
     table, _, _ = read_table(CONCEPTS, {"frequency": pa.int64(), "kept": pa.bool_(), "reason": pa.string()})
@@ -292,6 +300,13 @@ def test_a_vocabulary_of_class_names_alone_cannot_leave_them_out(here: Path) -> 
         run(params(exclude_label_names=True))
 
 
+def test_names_are_compared_as_the_audit_does(here: Path) -> None:
+    write_dataset(["Dogs", "the_trees", "air-plane"])
+    run(params(exclude_label_names=True, max_frequency=None, min_frequency=None))
+    table, _, _ = read_table(CONCEPTS, {"reason": pa.string()})
+    assert table["reason"].to_pylist() == ["label name", "", "", "label name", ""]
+
+
 def test_no_concept_kept_leaves_no_table(here: Path) -> None:
     with pytest.raises(InputError, match=r"concepts\.min_frequency"):
         run(params(min_frequency=4.9))
@@ -306,3 +321,106 @@ def test_features_of_another_model_are_refused(here: Path) -> None:
     assert str(FEATURES) in str(error.value)
     assert "dvc repro extract" in str(error.value)
     assert not CONCEPTS.exists()
+
+
+# ---- text features that somebody else computed, and no text side at all
+
+
+def without_model() -> None:
+    """``models/clip`` as it is for ``clip.model: null``."""
+    CLIP.unlink()
+    run_weights(WeightsParams.model_validate({"clip": {"model": None, "pretrained": None}}))
+
+
+def write_parquet(words: list[str], texts: np.ndarray, provenance: Provenance | None = None) -> str:
+    table = pa.table({"concept": words, "text_feature": fixed_size_lists(texts.astype(np.float32))})
+    if provenance:
+        table = table.replace_schema_metadata({PROVENANCE_KEY: provenance.to_json()})
+    pq.write_table(table, "words.parquet")
+    return "words.parquet"
+
+
+@pytest.fixture
+def no_model(here: Path) -> np.ndarray:
+    """Features of no known model, and no model: the text features that they were made from."""
+    texts = random_rows(4, 8)
+    write_features(texts[np.arange(60) % 3] + 0.1 * random_rows(60, 8, seed=1), np.arange(40), "")
+    without_model()
+    return texts
+
+
+def test_text_features_at_hand_need_no_model(no_model: np.ndarray) -> None:
+    vocabulary = write_parquet(WORDS[:4], 5 * no_model)
+    run(params(vocabulary=vocabulary))
+    kinds = {"concept": pa.string(), "prompt": pa.string(), "frequency": pa.int64(), "text_feature": None}
+    table, _, _ = read_table(CONCEPTS, kinds)
+    assert table["frequency"].to_pylist() == [14, 13, 13, 0]
+    assert table["prompt"].to_pylist() == [""] * 4
+    unit = no_model / np.linalg.norm(no_model, axis=1, keepdims=True)
+    np.testing.assert_allclose(matrix(table, "text_feature"), unit, atol=1e-6)
+    rows, _, extra = read_table(CONCEPT_DISTRIBUTION, {"distribution": None})
+    assert extra["concepts"] == WORDS[:3]
+    np.testing.assert_array_equal(matrix(rows, "distribution").argmax(axis=1), np.arange(40) % 3)
+
+
+def test_the_concepts_of_a_run_are_a_vocabulary(here: Path) -> None:
+    """With the model's name in them, and the same result as from the words."""
+    run(params(min_frequency=None, max_frequency=None))
+    first = pq.read_table(CONCEPT_DISTRIBUTION)
+    CONCEPTS.rename("words.parquet")
+    run(params(vocabulary="words.parquet", min_frequency=None, max_frequency=None))
+    np.testing.assert_allclose(
+        matrix(pq.read_table(CONCEPT_DISTRIBUTION), "distribution"), matrix(first, "distribution"), rtol=1e-4
+    )
+
+
+def test_text_features_of_another_model_are_refused(here: Path) -> None:
+    dim = load_clip().dim
+    write_parquet(WORDS, random_rows(5, dim), Provenance("mine", "f" * 64, "e" * 64))
+    with pytest.raises(InputError, match=r"words\.parquet: made with another model \(eeeeeeeeeeee\) than data/feat"):
+        run(params(vocabulary="words.parquet"))
+    write_parquet(WORDS, random_rows(5, dim), Provenance("mine", "f" * 64, load_clip().sha256))
+    run(params(vocabulary="words.parquet", min_frequency=None))  # another data set is no matter
+
+
+def test_text_features_of_other_dimensions_are_refused(no_model: np.ndarray) -> None:
+    with pytest.raises(InputError) as error:
+        run(params(vocabulary=write_parquet(WORDS, random_rows(5, 9))))
+    assert str(error.value) == (
+        "concepts.vocabulary: words.parquet has text features of 9 dimensions, data/features.h5 image features of 8; "
+        "both must come from one model"
+    )
+    assert not CONCEPTS.exists()
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_without_a_text_side_there_are_no_concepts(
+    no_model: np.ndarray, capsys: pytest.CaptureFixture[str], exclude: bool
+) -> None:
+    run(params(exclude_label_names=exclude))
+    assert capsys.readouterr().out == f"mine: {NO_TEXT_SIDE}\n"
+    kinds = {"concept": pa.string(), "prompt": pa.string(), "frequency": pa.int64(), "kept": pa.bool_(),
+             "reason": pa.string(), "text_feature": None}  # fmt: skip
+    table, provenance, _ = read_table(CONCEPTS, kinds)
+    assert matrix(table, "text_feature").shape == (0, 8)
+    rows, _, extra = read_table(CONCEPT_DISTRIBUTION, {"id": pa.int64(), "distribution": None})
+    assert matrix(rows, "distribution").shape == (40, 0)
+    assert rows["id"].to_pylist() == list(range(40))
+    assert extra["concepts"] == []
+    assert provenance.dataset == DIGEST
+
+
+def test_torch_is_imported_for_prompts_alone(no_model: np.ndarray) -> None:
+    write_parquet(WORDS[:4], no_model)
+    code = (
+        "import sys; from stages.mine.config import Params; from stages.mine.stage import run\n"
+        "for vocabulary in ('words.txt', 'words.parquet'):\n"
+        "    run(Params(device='cpu', concepts=dict(vocabulary=vocabulary, prompt='{concept}', tau=3.0,\n"
+        "        exclude_label_names=True, min_frequency=None, max_frequency=None)))\n"
+        "    print(sorted({'torch', 'open_clip'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={
+        **os.environ, "PYTHONPATH": str(Path(__file__).parents[1]),
+    })  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1:] == ["[]", "[]"]

@@ -90,7 +90,7 @@ def stages_run(said: str) -> list[str]:
 def in_git() -> set[str]:
     """The outputs that a commit shows."""
     return {path for stage in STAGES for path in outputs(stage) if path.endswith((".json", ".csv"))} - {
-        "data/dataset.json", "reports/skipped.csv",
+        "data/dataset.json", "data/splits.json", "reports/near_duplicates.csv", "reports/skipped.csv",
     }  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_images_without_labels(tmp_path, run_stages, monkeypatch):
     photos.mkdir()
     for number in range(60):
         (photos / f"{number}.png").write_bytes(picture(number, size=40))
-    changes = {"dataset": "folder", "data": {"path": str(photos), "queries": 10, "database": 50, "train": 40}}
+    changes = {"dataset": {"name": "imagefolder", "path": str(photos), "queries": 10, "database": 50, "train": 40}}
     said = run_all(run_stages, prepare(tmp_path / "run", changes, {"components": {"fine": 8}}))
     assert {stage for stage, text in said.items() if text} == {"baselines", "evaluate"}
     assert NO_LABELS in said["evaluate"] and NO_LABELS in said["baselines"]
@@ -233,7 +233,7 @@ def test_photographs_in_parquet(tmp_path, run_stages, monkeypatch):
     files = sorted((SHARED / "data" / "clothing").rglob("*.parquet"))
     part = next(pq.ParquetFile(files[0]).iter_batches(batch_size=200))
     pq.write_table(pa.Table.from_batches([part]), tmp_path / "photos.parquet")
-    changes = {"dataset": "parquet", "data": {"path": str(tmp_path / "photos.parquet"), "protocol": "holdout",
+    changes = {"dataset": {"name": "parquet", "path": str(tmp_path / "photos.parquet"), "protocol": "holdout",
                "queries": 20, "database": 100, "train": 60}}  # fmt: skip
     said = run_all(run_stages, prepare(tmp_path / "run", changes))
     assert set(said.values()) == {""}

@@ -7,6 +7,7 @@ import pytest
 
 from stages.download.config import ProtocolName
 from stages.download.protocols import PROTOCOLS, Counts, Protocol, assign, choose
+from stages.download.splits import Splits
 from stages.errors import InputError
 
 NO_SPLIT = np.array([""])
@@ -26,9 +27,9 @@ def no_split(labels: np.ndarray) -> np.ndarray:
     return np.full(len(labels), "", dtype="U10")
 
 
-def check(masks: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """What holds for every protocol."""
-    is_query, is_database, is_train = masks
+def check(splits: Splits) -> tuple[np.ndarray, ...]:
+    """What holds for every protocol but the one that sets the training set apart."""
+    is_query, is_database, is_train = masks = tuple(splits.columns.values())
     assert all(mask.dtype == bool and mask.shape == is_query.shape for mask in masks)
     assert not (is_query & is_database).any()
     assert not (is_train & ~is_database).any()
@@ -67,6 +68,28 @@ def test_cifar10(name, train, with_test):
         assert (is_query == (split == "test")).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cifar10-10000-50000", [10_000, 50_000, 50_000]), ("cifar10-1000-59000", [1000, 59_000, 5000]),
+        ("cifar10-1000-54000", [1000, 54_000, 5000]),
+    ],
+)  # fmt: skip
+def test_cifar10_as_others_split_it(name, expected):
+    labels = single([6000] * 10)
+    split = np.where(np.arange(60_000) % 6, "train", "test")
+    if name == "cifar10-10000-50000":  # whose queries are the official test images, 1,000 a class
+        split = np.where((np.cumsum(labels, axis=0) <= 1000)[np.arange(60_000), labels.argmax(1)], "test", "train")
+    splits = assign(PROTOCOLS[name], labels, split, 0)
+    assert totals(splits.columns.values()) == expected
+    assert (labels[splits.is_query].sum(0) == expected[0] // 10).all()
+    assert (labels[splits.is_train].sum(0) == expected[2] // 10).all()
+    if name == "cifar10-1000-54000":  # the only one with a training set that is not searched
+        assert not (splits.is_train & (splits.is_database | splits.is_query)).any()
+    else:
+        check(splits)
+
+
 def test_official_takes_the_test_split_and_all_else_is_database():
     labels = single([700] * 10)
     split = np.array(["train", "test", "validation", "", "train", "train", "train"] * 1000)
@@ -97,7 +120,11 @@ def test_holdout(n, queries):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("mirflickr", (2000, 5000)), ("coco", (5000, 10_000)), ("nuswide", (600, 3000))]
+    ("name", "expected"),
+    [
+        ("mirflickr25k", (2000, 5000)), ("mirflickr25k-10000", (2000, 10_000)), ("coco", (5000, 10_000)),
+        ("nuswide", (600, 3000)),
+    ],
 )
 def test_multi_label_protocols_leave_images_without_label_out(name, expected):
     labels = several(20_000)
@@ -114,7 +141,7 @@ def test_per_class_counts_rare_classes_first():
     labels[:, 0] = True
     labels[:20, 1] = True
     for seed in range(5):
-        is_query, _, _ = assign(Protocol("p", queries_per_class=20, train=5), labels, no_split(labels), seed)
+        is_query = assign(Protocol("p", queries_per_class=20, train=5), labels, no_split(labels), seed).is_query
         assert is_query[:20].all() and is_query.sum() == 40
 
 
@@ -132,14 +159,14 @@ def test_totals_are_stratified_where_labels_are_single(name):
 
 def test_images_without_label_are_a_stratum():
     labels = np.vstack([single([800, 100]), np.zeros((100, 2), dtype=bool)])
-    is_query, _, _ = assign(PROTOCOLS["holdout"], labels, no_split(labels), 3, Counts(queries=100))
+    is_query = assign(PROTOCOLS["holdout"], labels, no_split(labels), 3, Counts(queries=100)).is_query
     assert labels[is_query].sum(0).tolist() == [80, 10] and (~labels[is_query].any(1)).sum() == 10
 
 
 @pytest.mark.parametrize("labels", [single([300, 300]), several(600), np.zeros((600, 0), dtype=bool)])
 def test_seed(labels):
-    def draw(seed: int) -> bytes:
-        return np.stack(assign(PROTOCOLS["holdout"], labels, no_split(labels), seed, Counts(train=100))).tobytes()
+    def draw(seed: int) -> str:
+        return assign(PROTOCOLS["holdout"], labels, no_split(labels), seed, Counts(train=100)).digest
 
     assert draw(1) == draw(1) != draw(2)
 
@@ -147,7 +174,7 @@ def test_seed(labels):
 def test_draws_are_even():
     """Each image is a query with the same probability."""
     labels = single([50, 50])
-    hits = sum(assign(PROTOCOLS["holdout"], labels, no_split(labels), seed)[0].astype(int) for seed in range(600))
+    hits = sum(assign(PROTOCOLS["holdout"], labels, no_split(labels), seed).is_query.astype(int) for seed in range(600))
     assert hits.sum() == 6000 and hits.min() > 25 and hits.max() < 105  # mean 60, standard deviation 7.3
 
 
@@ -170,10 +197,10 @@ def test_database_without_fewer_queries_has_no_image_of_the_query_split():
 @pytest.mark.parametrize(
     ("name", "counts", "match"),
     [
-        ("scenes", Counts(), "data.queries: 1,000 query images do not fit into 500 images"),
-        ("scenes", Counts(queries=100), "data.database: 8,000 database images do not fit into 400 images that are no"),
-        ("scenes", Counts(100, 300), "data.train: 4,000 training images do not fit into 300 images of the database"),
-        ("holdout", Counts(train=451), "data.train: 451 training images do not fit into 450"),
+        ("scenes", Counts(), "dataset.queries: 1,000 query images do not fit into 500 images"),
+        ("scenes", Counts(queries=100), "dataset.database: 8,000 database images do not fit into 400 images that are"),
+        ("scenes", Counts(100, 300), "dataset.train: 4,000 training images do not fit into 300 images of the database"),
+        ("holdout", Counts(train=451), "dataset.train: 451 training images do not fit into 450"),
         ("holdout", Counts(queries=500), "no image is left for the database beside 500 queries"),
         ("cifar10", Counts(), r"'cifar10' wants 1,000 query images a class, class number \d has 250 in 500 images"),
         ("cifar10", Counts(queries=100), r"wants 500 training images a class, class number \d has 200 in 400 images"),
@@ -194,7 +221,12 @@ def test_counts_a_class_need_labels():
 def test_auto():
     assert choose("auto", "scenes", NO_SPLIT).name == "scenes"
     assert choose("auto", "cifar10", np.array(["train", "test"])).name == "cifar10"
-    for dataset in ("parquet", "folder"):
+    for dataset in ("parquet", "imagefolder", "cifar100", "fashion_mnist"):
         assert choose("auto", dataset, np.array(["train", "test"])).name == "official"
         assert choose("auto", dataset, np.array(["train", ""])).name == "holdout"
+        assert choose("auto", dataset, np.array(["test", "test"])).name == "holdout"  # nothing would be left to search
+    for dataset in ("coco2014", "coco2017"):
+        assert choose("auto", dataset, np.array(["train", "validation"])).name == "coco"
+    for dataset in ("mirflickr25k", "nuswide"):
+        assert choose("auto", dataset, NO_SPLIT).name == dataset
     assert choose("coco", "parquet", NO_SPLIT).name == "coco"

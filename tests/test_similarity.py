@@ -176,6 +176,19 @@ def test_a_single_training_image_has_no_similarity(tmp_path: Path, monkeypatch: 
         run(params())
 
 
+@pytest.mark.parametrize("layout", ["factor", "dense"])
+def test_without_concepts_there_is_no_similarity(mined: np.ndarray, capsys: pytest.CaptureFixture, layout: str) -> None:
+    """Embeddings without a text side have none."""
+    write_mined(distributions()[:, :0])
+    run(params(layout=layout))
+    assert capsys.readouterr().out.startswith("similarity: there are no concepts")
+    similarity, ids, provenance = read_similarity()
+    assert similarity.factor.shape == (50, 0) and similarity.factor.dtype == np.float32
+    np.testing.assert_array_equal(ids, np.arange(50) * 3 + 1)
+    assert provenance.stage == "similarity"
+    assert pq.read_schema(SIMILARITY).names == ["id", "factor", "neighbours", "similarities"]
+
+
 def damage_nothing_is_there() -> None:
     SIMILARITY.unlink()
 
@@ -190,6 +203,11 @@ def damage_truncated() -> None:
 
 def damage_other_type() -> None:
     table = pa.table({"id": pa.array([1, 2]), "factor": pa.array([1.0, 2.0])})
+    write_table(table, SIMILARITY, ORIGIN, {"scale": 1, "offset": 0})
+
+
+def damage_lists_of_any_size() -> None:
+    table = pa.table({"id": pa.array([1, 2]), "factor": pa.array([[], [1.0]], pa.list_(pa.float32()))})
     write_table(table, SIMILARITY, ORIGIN, {"scale": 1, "offset": 0})
 
 
@@ -210,8 +228,8 @@ def damage_no_provenance() -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        damage_nothing_is_there, damage_not_parquet, damage_truncated, damage_other_type, damage_no_column,
-        damage_no_scale, damage_no_provenance,
+        damage_nothing_is_there, damage_not_parquet, damage_truncated, damage_other_type, damage_lists_of_any_size,
+        damage_no_column, damage_no_scale, damage_no_provenance,
     ],
 )  # fmt: skip
 def test_a_damaged_table_is_named_with_what_rebuilds_it(mined: np.ndarray, damage: object) -> None:

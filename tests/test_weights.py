@@ -11,11 +11,12 @@ import tiny_clip
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages import hub
 from stages.artifacts import sha256
 from stages.clip import load_clip, read_clip_config
 from stages.errors import InputError, OutsideError
 from stages.params import parse
-from stages.weights import checkpoint, hub, source, stage
+from stages.weights import checkpoint, pinning, source, stage
 from stages.weights.config import Clip, Params
 
 
@@ -36,7 +37,7 @@ def architecture(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def pin(model: str, pretrained: str | None, directory: Path) -> Path:
     directory.mkdir(exist_ok=True)
-    stage.pin(source.find(model, pretrained), Clip(model=model, pretrained=pretrained), directory)
+    pinning.pin(source.find(model, pretrained), Clip(model=model, pretrained=pretrained), directory)
     return directory
 
 
@@ -79,6 +80,19 @@ def test_pinned_directory_can_be_pinned_again(repository, tmp_path):
     second = pin(f"local-dir:{first}", None, tmp_path / "second")
     assert read_clip_config(first).sha256 == read_clip_config(second).sha256
     assert (first / "open_clip_config.json").read_text() == (second / "open_clip_config.json").read_text()
+
+
+def test_no_model(repository, tmp_path, monkeypatch):
+    """For embeddings whose model is not at hand; what was pinned before goes."""
+    monkeypatch.chdir(tmp_path)
+    stage.run(Params(clip=Clip(model=f"local-dir:{repository}", pretrained=None)))
+    stage.run(Params(clip=Clip(model=None, pretrained=None)))
+    assert [p.name for p in Path("models/clip").iterdir()] == ["config.json"]
+    config = read_clip_config()
+    assert (config.model, config.pretrained, config.sha256, config.dim) == (None, None, "", 0)
+    assert (config.provenance.stage, config.provenance.model) == ("weights", "")
+    with pytest.raises(InputError, match=r"clip\.model: null leaves models/clip without a model"):
+        load_clip()
 
 
 def test_failure_keeps_the_old_model(repository, tmp_path, monkeypatch):
@@ -255,8 +269,8 @@ def test_quick_gelu_mismatch_names_the_right_architecture():
     ],
 )
 def test_presets_ask_for_the_right_repository(monkeypatch, model, pretrained, repository):
-    def download(asked: str, names: list[str], *_: object) -> None:
-        raise OutsideError(f"{asked} {names[0]}")
+    def download(asked: hub.Repository, names: list[str]) -> None:
+        raise OutsideError(f"{asked.name} {names[0]}")
 
     monkeypatch.setattr(hub, "download", download)
     with pytest.raises(OutsideError) as caught:
@@ -274,6 +288,9 @@ def test_preprocessing_of_a_file_is_that_of_the_tags_of_its_architecture(tmp_pat
 
 def test_params_are_strict():
     assert parse(Params, {"clip": {"model": "a", "pretrained": None}, "bits": 16}).clip.pretrained is None
+    assert parse(Params, {"clip": {"model": None, "pretrained": None}}).clip.model is None
+    with pytest.raises(InputError, match=r"clip: pretrained is 'embedded' beside model: null; set both to null"):
+        parse(Params, {"clip": {"model": None, "pretrained": "embedded"}})
     for clip in ({"model": "a"}, {"model": 3, "pretrained": "b"}, {"model": "a", "pretrained": "b", "jit": True}):
         with pytest.raises(InputError, match="clip"):
             parse(Params, {"clip": clip})

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +13,7 @@ import open_clip
 import pytest
 import tiny_clip
 import torch
-from hub_server import COMMIT, Hub
+from hub_server import COMMIT, Hub, serve_hub
 from safetensors.torch import load_file
 
 from stages.clip import load_clip, read_clip_config
@@ -56,19 +55,15 @@ def hub(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     model_cfg["text_cfg"] |= {"hf_tokenizer_name": "org/tokenizer", "vocab_size": 8, "context_length": 5}
     tiny_clip.build(model_cfg, tokenizer_model)
     both = {"open_clip_config.json": config, "open_clip_model.safetensors": weights}
-    server = Hub({
+    with serve_hub({
         "org/good": both, "org/truncated": both, "org/flaky": both, "org/silent": both,
         "org/pickled": {"open_clip_config.json": config, "open_clip_pytorch_model.bin": pickled.read_bytes()},
         "org/named": {"pytorch_model.bin": pickled.read_bytes()},
         "org/own-tokenizer": {file.name: file.read_bytes() for file in tokenizer_model.iterdir()},
         "org/tokenizer": {"README.md": b"", **{name: json.dumps(file).encode() for name, file in TOKENIZER.items()}},
         "org/config-only": {"open_clip_config.json": config}, "org/other": {"config.json": b"{}"},
-    })  # fmt: skip
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    }) as server:  # fmt: skip
+        yield server
 
 
 #: Runs the stage for each model of its argument in a directory of its own; prints what came of it.
@@ -77,8 +72,8 @@ import json, os, sys, time
 from pathlib import Path
 import open_clip
 from huggingface_hub import constants
+from stages import hub
 from stages.errors import InputError, OutsideError
-from stages.weights import hub
 from stages.weights.config import Params
 from stages.weights.stage import run
 task = json.loads(sys.argv[1])
@@ -101,7 +96,9 @@ for name, clip in task["models"].items():
 """
 
 
-def run_stage(models: dict[str, tuple[str, str | None]], endpoint: str, where: Path) -> dict[str, str]:
+def run_stage(
+    models: dict[str, tuple[str, str | None]], endpoint: str, where: Path, **environment: str
+) -> dict[str, str]:
     """The outcome of pinning each of `models`, by name, in a process whose hub is `endpoint`."""
     task = {
         "architecture": tiny_clip.config(tiny_clip.VIT),
@@ -111,7 +108,7 @@ def run_stage(models: dict[str, tuple[str, str | None]], endpoint: str, where: P
     where.mkdir(exist_ok=True)
     environment = {
         **os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(where.parent / "cache"), "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **environment,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(task)], cwd=where, env=environment, capture_output=True, text=True,
@@ -227,3 +224,14 @@ def test_unreachable_hub_and_its_cache(runs, hub, tmp_path_factory):
     assert outcomes["again"] == "ok"  # fetched before: the hub's cache on this machine has it
     first, second = (read_clip_config(where.parent / name / "models/clip") for name in ("runs/good", "refused/again"))
     assert first == second
+
+
+def test_offline(runs, hub):
+    where, _ = runs
+    asked = len(hub.requests)
+    models = {"new": ("hf-hub:org/new", None), "again": ("hf-hub:org/good", None)}
+    outcomes = run_stage(models, hub.address, where.parent / "offline", CONCEPTBITS_OFFLINE="1")
+    assert len(hub.requests) == asked
+    assert outcomes["again"] == "ok"
+    assert outcomes["new"].startswith(f"InputError: clip.model: {hub.address}/org/new is not in the hub's cache (")
+    assert "and CONCEPTBITS_OFFLINE is set, so it is not fetched; unset it, or download open_clip_" in outcomes["new"]

@@ -19,7 +19,14 @@ from stages.baselines.config import Params
 from stages.baselines.methods import METHODS
 from stages.codes import pack
 from stages.errors import InputError
-from stages.evaluate.reports import NO_LABELS, precision_at_rows, precision_recall_rows, write_csv, write_report
+from stages.evaluate.reports import (
+    DIGITS,
+    NO_LABELS,
+    precision_at_rows,
+    precision_recall_rows,
+    write_csv,
+    write_report,
+)
 from stages.evaluate.retrieval import Retrieval, evaluate_codes, evaluate_vectors, metrics_dict
 from stages.features import Features
 from stages.images import ImageShards, read_dataset
@@ -58,10 +65,15 @@ def run(params: Params) -> None:
             encode = fit(train, params.bits, np.random.default_rng(params.seed))
             query, database = (rows(features, ids, lambda x: pack(encode(x))) for ids in (query_id, database_id))  # noqa: B023
             results[name] = evaluate_codes(query, database, *measured)
-        for name, represent in {"feature_cosine": _unit, "concept_cosine": _concepts(provenance)}.items():
+        references = {"feature_cosine": _unit}
+        if concepts := _concepts(provenance):
+            references["concept_cosine"] = concepts
+        for name, represent in references.items():
             query, database = (rows(features, ids, represent) for ids in (query_id, database_id))
             results[name] = evaluate_vectors(query, database, *measured)
-    _write(results, {name: metrics_dict(result) for name, result in results.items()}, provenance)
+    # Numbers of two runs compare where these two agree, so every row has them.
+    split = {"protocol": dataset.protocol, "splits": dataset.splits[:DIGITS]}
+    _write(results, {name: {**metrics_dict(result), **split} for name, result in results.items()}, provenance)
 
 
 def rows(features: Features, ids: np.ndarray, represent: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -77,11 +89,16 @@ def rows(features: Features, ids: np.ndarray, represent: Callable[[np.ndarray], 
     return result
 
 
-def _concepts(like: Provenance) -> Callable[[np.ndarray], np.ndarray]:
-    """Features to their distribution over the kept concepts, scaled to unit length (UHSCM, steps 2 and 4)."""
+def _concepts(like: Provenance) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Features to their distribution over the kept concepts, scaled to unit length (UHSCM, steps 2 and 4).
+
+    None where there are no concepts.
+    """
     table, provenance, _ = read_table(CONCEPTS, {"kept": pa.bool_(), "text_feature": None})
     provenance.require_same(like, CONCEPTS, FEATURES)
     texts = matrix(table, "text_feature")[table["kept"].to_numpy(zero_copy_only=False)]
+    if not len(texts):
+        return None
     tau = provenance.params["tau"]
     return lambda features: _unit(mine_distribution(features, texts, tau))
 

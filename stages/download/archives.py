@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 
@@ -40,7 +41,7 @@ def member_names(path: Path) -> list[str]:
     Raises:
         InputError: the archive is damaged or hostile; names it and the member.
     """
-    return [name for name, _ in _entries(path)]
+    return [name for name, _ in _entries(path, MAX_BYTES)]
 
 
 def read_members(path: Path, wanted: Container[str]) -> Iterator[tuple[str, bytes]]:
@@ -49,23 +50,62 @@ def read_members(path: Path, wanted: Container[str]) -> Iterator[tuple[str, byte
     Raises:
         InputError: the archive is damaged or hostile; names it and the member.
     """
-    for name, read in _entries(path):
+    for name, stream in open_members(path, wanted, MAX_BYTES):
+        yield name, stream.read()
+
+
+def open_members(path: Path, wanted: Container[str], max_bytes: int) -> Iterator[tuple[str, "Member"]]:
+    """(name, content as a stream) of those files in an archive that are `wanted`, in its order.
+
+    For files that are too large for :func:`read_members`. A stream can be read until the next step only.
+
+    Args:
+        path: the archive.
+        wanted: names of files.
+        max_bytes: no file in the archive may be larger, also those that are not wanted.
+
+    Raises:
+        InputError: the archive is damaged or hostile; names it and the member. Reading a stream raises it as well.
+    """
+    for name, opened in _entries(path, max_bytes):
         if name in wanted:
             with _named_errors(path, name):
-                content = read()
-            yield name, content
+                stream = opened()
+            with stream:
+                yield name, Member(stream, path, name)
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """(name, how to read it) of every file; a content can be had until the next step only."""
+class Member:
+    """The content of one file in an archive, to be read from front to back."""
+
+    def __init__(self, stream: BufferedReader, path: Path, name: str) -> None:
+        self._stream, self._path, self._name = stream, path, name
+
+    def read(self, size: int = -1) -> bytes:
+        with _named_errors(self._path, self._name):
+            return self._stream.read(size)
+
+    def readline(self) -> bytes:
+        with _named_errors(self._path, self._name):
+            return self._stream.readline()
+
+    def peek(self, size: int) -> bytes:
+        with _named_errors(self._path, self._name):
+            return self._stream.peek(size)
+
+
+def _entries(path: Path, max_bytes: int) -> Iterator[tuple[str, Callable[[], BufferedReader]]]:
+    """(name, how to open it) of every file; it can be read until the next step only."""
     with open(path, "rb") as file:
         magic = file.read(6)
         file.seek(0)
-        yield from (_zip_entries if magic.startswith(b"PK") else _tar_entries)(path, file, magic)
+        entries = _zip_entries if magic.startswith(b"PK") else _tar_entries
+        yield from entries(path, file, magic, _Checks(path, max_bytes))
 
 
-def _tar_entries(path: Path, file: BinaryIO, magic: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    check = _Checks(path)
+def _tar_entries(
+    path: Path, file: BinaryIO, magic: bytes, check: "_Checks"
+) -> Iterator[tuple[str, Callable[[], BufferedReader]]]:
     opened = next((open_ for start, open_ in _DECOMPRESSORS.items() if magic.startswith(start)), None)
     guard = _Guard(opened(file) if opened else file, path, check.max_total)
     with _named_errors(path):
@@ -79,7 +119,7 @@ def _tar_entries(path: Path, file: BinaryIO, magic: bytes) -> Iterator[tuple[str
         guard.allow(member.size)
         tar.members.clear()  # tarfile would remember every header
         if member.isfile():
-            yield posixpath.normpath(member.name), lambda member=member: tar.extractfile(member).read()
+            yield posixpath.normpath(member.name), lambda member=member: tar.extractfile(member)
     if guard.block(tar.offset).strip(b"\0") or not guard.block(tar.offset):
         # tarfile takes both a cut between two members and garbage there for the end.
         raise InputError(f"{path}: truncated or corrupt archive (it has no end mark); fetch it again")
@@ -88,8 +128,9 @@ def _tar_entries(path: Path, file: BinaryIO, magic: bytes) -> Iterator[tuple[str
             pass
 
 
-def _zip_entries(path: Path, file: BinaryIO, _: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    check = _Checks(path)
+def _zip_entries(
+    path: Path, file: BinaryIO, _: bytes, check: "_Checks"
+) -> Iterator[tuple[str, Callable[[], BufferedReader]]]:
     with _named_errors(path):
         archive = zipfile.ZipFile(file)
     for info in archive.infolist():
@@ -99,14 +140,14 @@ def _zip_entries(path: Path, file: BinaryIO, _: bytes) -> Iterator[tuple[str, Ca
             plain=kind in (0, stat.S_IFREG) and not info.is_dir(), folder=info.is_dir() and kind in (0, stat.S_IFDIR),
         )  # fmt: skip
         if not info.is_dir():
-            yield posixpath.normpath(info.filename), lambda info=info: archive.read(info)
+            yield posixpath.normpath(info.filename), lambda info=info: archive.open(info)
 
 
 class _Checks:
     """What every header of one archive has to pass."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path, self.max_bytes = path, max_bytes
         self.max_total = max(MIN_TOTAL, MAX_RATIO * path.stat().st_size)
         self._names: set[str] = set()
         self._total = 0
@@ -116,7 +157,7 @@ class _Checks:
         normal = posixpath.normpath(name)
         parts = name.replace("\\", "/").split("/")
         self._total += max(size, 0)
-        if name.startswith(("/", "\\")) or PureWindowsPath(name).drive:
+        if name.startswith(("/", "\\")) or (":" in name and PureWindowsPath(name).drive):
             reason = "has an absolute path"
         elif ".." in parts:
             reason = "has '..' in its path"
@@ -124,8 +165,8 @@ class _Checks:
             reason = "is neither a plain file nor a directory"
         elif plain and normal in self._names:
             reason = "occurs twice"
-        elif not 0 <= size <= MAX_BYTES:
-            reason = f"is of {size:,} bytes, more than {MAX_BYTES:,}"
+        elif not 0 <= size <= self.max_bytes:
+            reason = f"is of {size:,} bytes, more than {self.max_bytes:,}"
         elif self._total > self.max_total:
             reason = f"brings the content to more than {self.max_total:,} bytes, absurd for an archive of this size"
         elif len(self._names) == MAX_MEMBERS:

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.download.splits import Splits
 from stages.errors import InputError
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Rules for the splits. Queries and database are disjoint, the training set is a part of the database.
+    """Rules for the splits. Queries and database are disjoint; the training set is a part of the database, but for the
+    one protocol that sets it apart.
 
     Attributes:
-        name: what `data.protocol` calls it.
+        name: what `dataset.protocol` calls it.
         cutoffs: k of the mAP@k that are reported (over all is reported always).
         queries: number of queries; None: see the next ones.
         queries_per_class: queries of each class instead.
@@ -25,7 +27,8 @@ class Protocol:
             count says otherwise), and no other image of that split is used; without one, from all images.
         split_required: it is an error when none of `query_splits` exists.
         database: number of database images; None: all that are left.
-        train: number of training images; `train_per_class`: of each class instead.
+        train: number of training images; `train_per_class`: of each class instead; None: the whole database.
+        train_apart: the training images are taken out of the database.
         train_at_most: fewer training images are no error: then it is the whole database.
         labelled_only: images without a label are used nowhere.
     """
@@ -41,6 +44,7 @@ class Protocol:
     train: int | None = None
     train_per_class: int | None = None
     train_at_most: bool = False
+    train_apart: bool = False
     labelled_only: bool = False
 
 
@@ -50,7 +54,12 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol("scenes", cutoffs=(1000,), queries=1000, database=8000, train=4000),
         Protocol("cifar10", queries_per_class=1000, query_splits=("test",), train_per_class=500),
         Protocol("cifar10-1000", queries_per_class=1000, query_splits=("test",), train_per_class=1000),
-        Protocol("mirflickr", queries=2000, train=5000, labelled_only=True),
+        # Three that other papers use: queries and database in the name.
+        Protocol("cifar10-10000-50000", queries_per_class=1000, query_splits=("test",)),
+        Protocol("cifar10-1000-59000", queries_per_class=100, train_per_class=500),
+        Protocol("cifar10-1000-54000", queries_per_class=100, train_per_class=500, train_apart=True),
+        Protocol("mirflickr25k", queries=2000, train=5000, labelled_only=True),
+        Protocol("mirflickr25k-10000", queries=2000, train=10000, labelled_only=True),
         Protocol("nuswide", queries_per_class=100, train_per_class=500, labelled_only=True),
         Protocol("coco", queries=5000, train=10000, labelled_only=True),
         Protocol("official", query_splits=("test", "validation"), split_required=True, train=5000, train_at_most=True),
@@ -78,14 +87,16 @@ def choose(name: str, dataset: str, source_split: np.ndarray) -> Protocol:
     """
     if name != "auto":
         return PROTOCOLS[name]
-    if dataset in PROTOCOLS:
-        return PROTOCOLS[dataset]
-    return PROTOCOLS["official" if (source_split == "test").any() else "holdout"]
+    own = "coco" if dataset in ("coco2014", "coco2017") else dataset
+    if own in PROTOCOLS:
+        return PROTOCOLS[own]
+    is_test = source_split == "test"
+    return PROTOCOLS["official" if is_test.any() and not is_test.all() else "holdout"]
 
 
 def assign(
     protocol: Protocol, labels: np.ndarray, source_split: np.ndarray, seed: int, counts: Counts = Counts()
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Splits:
     """Draw the splits.
 
     Totals are drawn in proportion to the classes where every image has one label at most, evenly otherwise.
@@ -97,9 +108,6 @@ def assign(
         seed: of the one permutation that all draws follow.
         counts: totals instead of the protocol's.
 
-    Returns:
-        is_query, is_database, is_train: bool (n,).
-
     Raises:
         InputError: the images do not suffice; it says the numbers.
     """
@@ -108,7 +116,9 @@ def assign(
     split = next((split for split in protocol.query_splits if (source_split[usable] == split).any()), None)
     if split is None and protocol.split_required:
         wanted = " or ".join(protocol.query_splits)
-        raise InputError(f"data.protocol: '{protocol.name}' needs a {wanted} split, the source has none; use 'holdout'")
+        raise InputError(
+            f"dataset.protocol: '{protocol.name}' needs a {wanted} split, the source has none; use 'holdout'"
+        )
     candidates = usable if split is None else usable & (source_split == split)
     where = f"{candidates.sum():,} images" + (f" of the {split} split" if split else "")
 
@@ -125,17 +135,19 @@ def assign(
     left = f"{rest.sum():,} images that are no queries"
     is_database = rest if wanted is None else draw.total("database", "database", wanted, rest, left)
     if not is_database.any():
-        raise InputError(f"data: no image is left for the database beside {is_query.sum():,} queries; use fewer")
+        raise InputError(f"dataset: no image is left for the database beside {is_query.sum():,} queries; use fewer")
 
     left = f"{is_database.sum():,} images of the database"
+    wanted = counts.train or protocol.train
+    if counts.train is None and protocol.train_at_most:
+        wanted = min(wanted, int(is_database.sum()))
     if counts.train is None and protocol.train_per_class is not None:
         is_train = draw.per_class("training", protocol.train_per_class, is_database, left)
     else:
-        wanted = counts.train or protocol.train
-        if counts.train is None and protocol.train_at_most:
-            wanted = min(wanted, int(is_database.sum()))
-        is_train = draw.total("training", "train", wanted, is_database, left)
-    return is_query.copy(), is_database.copy(), is_train
+        is_train = is_database if wanted is None else draw.total("training", "train", wanted, is_database, left)
+    if protocol.train_apart:
+        is_database = is_database & ~is_train
+    return Splits(protocol.name, protocol.cutoffs, is_query, is_database, is_train)
 
 
 @dataclass(frozen=True)
@@ -149,15 +161,15 @@ class _Draw:
     def per_class(self, what: str, count: int, among: np.ndarray, where: str) -> np.ndarray:
         """`count` new images of every class: bool (n,); with several labels an image counts for one class only."""
         if not self.labels.shape[1]:
-            raise InputError(f"data.protocol: '{self.protocol}' needs labels, the source has none; use 'holdout'")
+            raise InputError(f"dataset.protocol: '{self.protocol}' needs labels, the source has none; use 'holdout'")
         taken = np.zeros(len(self.labels), dtype=bool)
         # Rarest class first, so that frequent ones do not use up its images.
         for index in np.argsort(self.labels[among].sum(axis=0), kind="stable"):
             rows = self.order[(among & ~taken & self.labels[:, index])[self.order]]
             if len(rows) < count:
                 raise InputError(
-                    f"data.protocol: '{self.protocol}' wants {count:,} {what} images a class, class number {index} has "
-                    f"{len(rows):,} in {where}; use another protocol or set the counts in 'data'"
+                    f"dataset.protocol: '{self.protocol}' wants {count:,} {what} images a class, class number {index} "
+                    f"has {len(rows):,} in {where}; use another protocol or set the counts in 'dataset'"
                 )
             taken[rows[:count]] = True
         return taken
@@ -166,7 +178,7 @@ class _Draw:
         """`count` images, stratified by class where labels are single: bool (n,)."""
         size = int(among.sum())
         if count > size:
-            raise InputError(f"data.{key}: {count:,} {what} images do not fit into {where}; use {size:,} or fewer")
+            raise InputError(f"dataset.{key}: {count:,} {what} images do not fit into {where}; use {size:,} or fewer")
         strata = self._strata()[self.order]
         rows = among[self.order]
         sizes = np.bincount(strata[rows], minlength=strata.max(initial=0) + 1)

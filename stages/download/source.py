@@ -1,8 +1,12 @@
-"""What every kind of source gives to the stage: a few facts and a stream of encoded images."""
+"""What every data set gives to the stage: a few facts and a stream of encoded images."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 #: Encoded images with more bytes than this are not read: they would not fit a row group.
 MAX_BYTES = 64 * 2**20
@@ -24,6 +28,7 @@ class Record(NamedTuple):
         split: ``train``, ``validation`` or ``test`` where the source says so, else "".
         problem: why there is no usable `data`, else "".
         origin: where exactly it is, when `path` does not tell.
+        features: float32 (d,), instead of `data`, in a collection of features.
     """
 
     data: bytes
@@ -32,19 +37,25 @@ class Record(NamedTuple):
     split: str = ""
     problem: str = ""
     origin: str = ""
+    features: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set to be read once, from front to back.
+    """A data set to be read from front to back, or, after an interruption, from the middle on.
 
     Attributes:
         name: name of the data set.
         class_names: one a label index; () when there are no labels.
         licence, source: the terms, and where it is from.
-        size: number of records that will come.
-        records: the images; reading it may raise InputError (bad data).
+        size: number of records that there are.
+        records: ``records(start)`` streams the records from number `start` on. Every call gives the same ones in the
+            same order, and what comes before `start` is not read, decoded or encoded where that can be avoided.
+            Reading may raise InputError (bad data).
         digests: SHA-256 of the source files, where they are files that somebody publishes.
+        identity: tells the source from another state of itself, where `digests` do not.
+        notes: what a user should know of this copy, one sentence each: counts that differ, names without a file.
+        has_pixels: False where the records have features instead.
     """
 
     name: str
@@ -52,5 +63,20 @@ class Source:
     licence: str
     source: str
     size: int
-    records: Iterator[Record]
+    records: Callable[[int], Iterator[Record]]
     digests: Mapping[str, str] = field(default_factory=dict)
+    identity: str = ""
+    notes: Sequence[str] = ()
+    has_pixels: bool = True
+
+
+def file_states(files: Iterable[Path]) -> str:
+    """A digest of names, sizes and times of files: the identity of a collection that is not read to know it."""
+    total = hashlib.sha256()
+    for file in files:
+        try:
+            status = file.stat()
+            total.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        except OSError as error:  # its record will say so
+            total.update(f"{file} {error.errno}\n".encode(errors="surrogateescape"))
+    return total.hexdigest()

@@ -1,5 +1,6 @@
-"""Stage ``download``: any source to ``data/images/``, ``data/dataset.json`` and ``reports/skipped.csv``."""
+"""Stage ``download``: any source to ``data/images/``, ``data/dataset.json``, ``data/splits.json`` and two reports."""
 
+import hashlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -7,25 +8,27 @@ from pathlib import Path
 from stages.artifacts import (
     DATASET,
     IMAGES,
+    SPLITS,
     Provenance,
     library_versions,
     replacing_directory,
     resume_directory,
     write_json,
 )
-from stages.download.cifar10 import cifar10
-from stages.download.config import Params
-from stages.download.folder import folder
-from stages.download.parquet import parquet
-from stages.download.protocols import PROTOCOLS, Counts, assign, choose
-from stages.download.scenes import scenes
-from stages.download.shards import SPLIT_COLUMNS, Unassigned, verify, write_shards, write_skipped
+from stages.download.config import DatasetOptions, Params
+from stages.download.near_duplicates import near_duplicates, write_near_duplicates
+from stages.download.protocols import Counts, assign, choose
+from stages.download.registry import DATASETS
+from stages.download.shards import write_shards, write_skipped
 from stages.download.source import Source
+from stages.download.splits import Splits, read_splits, write_splits
+from stages.download.verify import Verified, names_of, verify
 from stages.errors import InputError
 from stages.images import Dataset
-from stages.params import PARAMS_FILE
+from stages.workers import cores
 
 SKIPPED = Path("reports/skipped.csv")
+NEAR_DUPLICATES = Path("reports/near_duplicates.csv")
 
 
 def run(params: Params) -> None:
@@ -35,64 +38,83 @@ def run(params: Params) -> None:
         InputError: bad data or parameters, or too many unreadable images.
         OutsideError: the data set cannot be fetched.
     """
-    data = params.data
-    source = open_source(params)
-    work = resume_directory("download", params.model_dump())
-    try:
-        shutil.rmtree(work)
-        work.mkdir()
-        unassigned = verify(source, work)
-        write_skipped(unassigned.skipped, SKIPPED)
-        require_enough(unassigned, source.source, data.max_skipped)
-        protocol = choose(data.protocol, params.dataset, unassigned.source_split)
-        counts = Counts(data.queries, data.database, data.train)
-        masks = assign(protocol, unassigned.labels, unassigned.source_split, data.seed, counts)
-        splits = dict(zip(SPLIT_COLUMNS, masks, strict=True))
-        dataset = Dataset(
-            name=source.name,
-            protocol=protocol.name,
-            class_names=list(source.class_names),
-            counts={"images": len(unassigned.labels)}
-            | {name.removeprefix("is_"): int(mask.sum()) for name, mask in splits.items()},
-            cutoffs=list(protocol.cutoffs),
-            licence=source.licence,
-            source=source.source,
-            digests=dict(source.digests),
-            skipped=len(unassigned.skipped),
-            digest=unassigned.digest(splits),
-        )
-        provenance = Provenance(
-            stage="download", dataset=dataset.digest, params=params.model_dump(),
-            versions=library_versions("numpy", "pillow", "pyarrow"),
-        )  # fmt: skip
-        with replacing_directory(IMAGES) as directory:
-            write_shards(unassigned, splits, directory, dataset, provenance)
-            DATASET.unlink(missing_ok=True)  # never beside images of another data set
-        write_json(DATASET, asdict(dataset))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    options = params.dataset
+    source = DATASETS[options.name](options)
+    # What was verified serves every protocol, so the protocol is not among what it is known by.
+    state = (source.name, source.source, source.identity, source.digests, source.class_names, source.size)
+    work = resume_directory("download", state)
+    workers = options.workers or cores()
+    verified = verify(source, work, workers)
+    write_skipped(verified.skipped, SKIPPED)
+    require_enough(verified, source.source, options.max_skipped)
+    splits = split(verified, options)
+    pairs = report_near_duplicates(verified, splits)
+    dataset = describe(source, verified, splits, pairs)
+    provenance = Provenance(
+        stage="download", dataset=dataset.digest, params=params.model_dump(mode="json"),
+        versions=library_versions("numpy", "pillow", "pyarrow"),
+    )  # fmt: skip
+    files = write_shards(verified.parts, splits.columns, work / dataset.digest, dataset, provenance, workers)
+    with replacing_directory(IMAGES) as directory:
+        for file in files:
+            shutil.move(file, directory / file.name)
+        DATASET.unlink(missing_ok=True)  # never beside images of another data set
+    write_splits(splits, source.name, verified.content, SPLITS)
+    write_json(DATASET, asdict(dataset))
+    shutil.rmtree(work)
+    for note in dataset.notes:
+        print(f"download: {note}")
 
 
-def open_source(params: Params) -> Source:
-    """The source that the parameters name; of ``cifar10``, the archive is fetched here."""
-    data = params.data
-    if params.dataset == "scenes":
-        usual = PROTOCOLS["scenes"]
-        return scenes(data.seed, (data.queries or usual.queries) + (data.database or usual.database))
-    if params.dataset == "cifar10":
-        return cifar10(data.mirror)
-    if data.path is None:
-        raise InputError(f"{PARAMS_FILE}: data.path is missing; dataset '{params.dataset}' is read from there")
-    return {"parquet": parquet, "folder": folder}[params.dataset](data.path)
+def split(verified: Verified, options: DatasetOptions) -> Splits:
+    """The splits of the split file or of the protocol that `options` name."""
+    if options.splits is not None:
+        return read_splits(Path(options.splits), verified.content, len(verified.labels))
+    protocol = choose(options.protocol, options.name, verified.source_split)
+    counts = Counts(options.queries, options.database, options.train)
+    return assign(protocol, verified.labels, verified.source_split, options.seed, counts)
 
 
-def require_enough(unassigned: Unassigned, source: str, max_skipped: float) -> None:
+def report_near_duplicates(verified: Verified, splits: Splits) -> list[tuple[int, int, int]] | None:
+    """Write ``reports/near_duplicates.csv``; (query, database image, differing bits), None without pixels."""
+    if verified.hashes is None:
+        write_near_duplicates([], {}, NEAR_DUPLICATES)
+        return None
+    pairs = near_duplicates(verified.hashes, splits.is_query.nonzero()[0], splits.is_database.nonzero()[0])
+    write_near_duplicates(pairs, names_of(verified, (index for pair in pairs for index in pair[:2])), NEAR_DUPLICATES)
+    return pairs
+
+
+def describe(source: Source, verified: Verified, splits: Splits, pairs: list | None) -> Dataset:
+    """What ``data/dataset.json`` says."""
+    notes = list(source.notes)
+    if pairs:
+        notes.append(f"queries with a near-duplicate in the database: {len(pairs):,}; see {NEAR_DUPLICATES}")
+    return Dataset(
+        name=source.name,
+        protocol=splits.protocol,
+        class_names=list(source.class_names),
+        counts={"images": len(verified.labels)}
+        | {name.removeprefix("is_"): int(mask.sum()) for name, mask in splits.columns.items()},
+        cutoffs=list(splits.cutoffs),
+        licence=source.licence,
+        source=source.source,
+        digests=dict(source.digests),
+        skipped=len(verified.skipped),
+        digest=hashlib.sha256(f"{verified.content} {splits.digest}".encode()).hexdigest(),
+        splits=splits.digest,
+        near_duplicates=None if pairs is None else len(pairs),
+        notes=notes,
+    )
+
+
+def require_enough(verified: Verified, source: str, max_skipped: float) -> None:
     """Refuse a source of which more than the fraction `max_skipped` cannot be read, or nothing can."""
-    bad, good = len(unassigned.skipped), len(unassigned.labels)
+    bad, good = len(verified.skipped), len(verified.labels)
     if not good:
         raise InputError(f"{source}: none of its {bad:,} images can be read; see {SKIPPED}")
     if bad > max_skipped * (bad + good):
         raise InputError(
-            f"{source}: {bad:,} of {bad + good:,} images cannot be read, more than data.max_skipped ({max_skipped:g}) "
-            f"allows; see {SKIPPED}"
+            f"{source}: {bad:,} of {bad + good:,} images cannot be read, more than dataset.max_skipped "
+            f"({max_skipped:g}) allows; see {SKIPPED}"
         )

@@ -15,12 +15,13 @@ from stages.artifacts import (
 )
 from stages.codes import Codes
 from stages.evaluate.reports import Curve, read_curves, read_report
+from stages.mine.leakage import label_matches
 from stages.tables import read_table
 
 
 @dataclass(frozen=True)
 class Concepts:
-    """The candidate concepts, one an entry.
+    """The candidate concepts, one an entry; none where there is no text side.
 
     Attributes:
         names; frequency: int (m,), training images whose top concept it is; reasons: why discarded, "" where kept.
@@ -33,11 +34,15 @@ class Concepts:
     lower: float | None
     upper: float | None
 
-    def overlapping(self, class_names: list[str]) -> list[str]:
-        """Kept concepts that are names of classes, but for upper and lower case."""
-        labels = {name.lower() for name in class_names}
-        pairs = zip(self.names, self.reasons, strict=True)
-        return [name for name, reason in pairs if not reason and name.lower() in labels]
+    @property
+    def kept(self) -> list[str]:
+        """The names of those that were kept."""
+        return [name for name, reason in zip(self.names, self.reasons, strict=True) if not reason]
+
+    def overlapping(self, class_names: list[str]) -> dict[str, list[str]]:
+        """The kept concepts that are names of classes, each with those names."""
+        kept = self.kept
+        return {name: labels for name, labels in zip(kept, label_matches(kept, class_names), strict=True) if labels}
 
 
 def read_concepts(codes: Codes) -> Concepts:
@@ -56,7 +61,7 @@ def read_concepts(codes: Codes) -> Concepts:
     n, m = int(frequency.sum()), len(frequency) - reasons.count("label name")
     return Concepts(
         table["concept"].to_pylist(), frequency, reasons,
-        lower=None if low is None else low * n / m, upper=None if high is None else high * n,
+        lower=None if low is None or not m else low * n / m, upper=None if high is None or not m else high * n,
     )  # fmt: skip
 
 

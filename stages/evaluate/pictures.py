@@ -57,6 +57,8 @@ class Group:
 def thumbnails(shards: ImageShards, ids: Iterable[int], size: int = THUMBNAIL) -> dict[int, Image.Image]:
     """Images by id, cropped and scaled to a square of `size` pixels; only the row groups that hold them are read.
 
+    An image without pixels, of a collection of features, is a tile with its name or id.
+
     Raises:
         InputError: an image cannot be decoded.
     """
@@ -69,15 +71,31 @@ def thumbnails(shards: ImageShards, ids: Iterable[int], size: int = THUMBNAIL) -
             rows = reader.metadata.row_group(group).num_rows
             here = wanted[(wanted >= first) & (wanted < first + rows)]
             if len(here):
-                images = reader.read_row_group(group, columns=["image"])["image"].combine_chunks().field("bytes")
+                images = reader.read_row_group(group, columns=["image"])["image"].combine_chunks()
                 for index in here.tolist():
+                    encoded = images[index - first].as_py()
+                    if encoded["bytes"] is None:
+                        found[index] = _tile(encoded["path"] or f"image {index}", size)
+                        continue
                     try:
-                        image = decode(images[index - first].as_py())
+                        image = decode(encoded["bytes"])
                     except ValueError as error:
                         raise damaged(file, f"image {index}: {error}") from None
                     found[index] = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
             first += rows
     return found
+
+
+def _tile(name: str, size: int) -> Image.Image:
+    """A plain square of `size` pixels with as much of the end of a name as fits."""
+    tile = Image.new("RGB", (size, size), palette.GRID)
+    font = palette.font(9)
+    columns = max(1, int((size - 8) / font.getlength("n")))
+    rows = max(1, (size - 8) // 12)
+    shown = name if len(name) <= columns * rows else f"…{name[1 - columns * rows :]}"
+    lines = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+    ImageDraw.Draw(tile).multiline_text((size / 2, size / 2), "\n".join(lines), palette.INK, font, "mm", 2, "center")
+    return tile
 
 
 def draw_retrieval(path: Path, shards: ImageShards, examples: Sequence[Example], title: str) -> None:

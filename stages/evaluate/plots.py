@@ -1,6 +1,6 @@
 """Line and bar pictures: precision-recall and precision at N of all methods, and the mined concepts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from stages.evaluate.reports import NO_LABELS, Curve
 #: More concepts than this are not all drawn.
 MAX_BARS = 40
 
+#: Kept concepts that are names of classes.
+OVERLAP = "kept, a class name of the data set"
+
 #: Colour of a concept by why it was discarded ("": it was kept).
 REASON_COLOURS = {
-    "": "#5a9bd8", "too rare": "#b8c1cb", "too frequent": "#e69f00", "label name": "#cc79a7",
+    "": "#5a9bd8", OVERLAP: "#6a3d9a", "too rare": "#b8c1cb", "too frequent": "#e69f00", "label name": "#cc79a7",
 }  # fmt: skip
 
 #: Readable names of the baselines; the method of the run has its own.
@@ -49,14 +52,23 @@ def draw_precision_at_n(path: Path, curves: Mapping[str, Curve], run: str, title
     _finish(figure, axes, path)
 
 
-def draw_concepts(path: Path, concepts: Concepts) -> None:
-    """Frequencies of the candidates as bars, most frequent first, coloured by why they were discarded."""
+def draw_concepts(path: Path, concepts: Concepts, overlap: Collection[str] = ()) -> None:
+    """Frequencies of the candidates as bars, most frequent first, coloured by why they were discarded.
+
+    Args:
+        overlap: kept concepts that are names of the data set's own classes; they have a colour of their own.
+    """
+    if not concepts.names:
+        _draw_no_concepts(path)
+        return
+    kinds = [OVERLAP if name in overlap and not reason else reason
+             for name, reason in zip(concepts.names, concepts.reasons, strict=True)]  # fmt: skip
     shown, gap = choose_bars(concepts)
     figure = Figure(figsize=(9, 1.9 + 0.235 * len(shown)), dpi=120, facecolor=palette.PAPER, layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(shown)) + (np.arange(len(shown)) >= gap)  # an empty row where some are left out
     frequency = concepts.frequency[shown]
-    colours = [REASON_COLOURS.get(concepts.reasons[i], palette.FAINT) for i in shown]
+    colours = [REASON_COLOURS.get(kinds[i], palette.FAINT) for i in shown]
     axes.barh(rows, frequency, color=colours, height=0.78)
     for row, value in zip(rows, frequency, strict=True):
         axes.annotate(f"{value:,}", (value, row), (3, 0), textcoords="offset points", va="center", fontsize=8, bbox={
@@ -80,14 +92,22 @@ def draw_concepts(path: Path, concepts: Concepts) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(rows[-1] + 0.7, -0.7)
     axes.set_xlabel("training images whose top concept it is (logarithmic)")
-    reasons = list(dict.fromkeys(["", *concepts.reasons]))
-    counts = {reason: sum(other == reason for other in concepts.reasons) for reason in reasons}
-    title = f"Concepts: {counts['']:,} of {len(concepts.names):,} kept"
+    title = f"Concepts: {len(concepts.kept):,} of {len(concepts.names):,} kept"
     axes.set_title(title, loc="left", pad=22, fontsize=13, weight="bold")
-    handles = [axes.barh(0, 0, color=REASON_COLOURS.get(reason, palette.FAINT)) for reason in reasons]
-    axes.legend(handles, [f"{reason or 'kept'} ({counts[reason]:,})" for reason in reasons], loc="lower right",
+    legend = {kind: kinds.count(kind) for kind in ("", OVERLAP, *concepts.reasons) if kind in kinds}
+    handles = [axes.barh(0, 0, color=REASON_COLOURS.get(kind, palette.FAINT)) for kind in legend]
+    axes.legend(handles, [f"{kind or 'kept'} ({count:,})" for kind, count in legend.items()], loc="lower right",
                 fontsize=9, framealpha=0.95, edgecolor=palette.GRID)  # fmt: skip
     _style(axes, "x")
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _draw_no_concepts(path: Path) -> None:
+    figure = Figure(figsize=(6, 1.6), dpi=120, facecolor=palette.PAPER)
+    figure.text(0.04, 0.62, "Concepts: none", fontsize=13, weight="bold", color=palette.INK)
+    figure.text(0.04, 0.3, "There is no text side: the run is guided by the images alone.", fontsize=10,
+                color=palette.INK)  # fmt: skip
     with replacing(path) as temporary:
         figure.savefig(temporary)
 

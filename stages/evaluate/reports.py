@@ -17,6 +17,9 @@ PRECISION_AT_N = Path("reports/plots/precision_at_n.csv")
 #: Said in the reports and on the terminal in place of metrics.
 NO_LABELS = "the data set has no labels: retrieval metrics are skipped"
 
+#: Hexadecimal digits of the digest of the splits that a report shows.
+DIGITS = 16
+
 #: Points of a curve: what is on the horizontal axis, what is on the vertical one.
 Curve = list[tuple[float, float]]
 

@@ -11,6 +11,7 @@ from stages.evaluate.examples import example_queries, largest_groups
 from stages.evaluate.inputs import read_baseline_curves, read_concepts
 from stages.evaluate.retrieval import evaluate_codes, metrics_dict
 from stages.images import ImageShards, read_dataset
+from stages.mine.leakage import LEAKAGE, leakage_report
 
 REPORTS = METRICS.parent
 
@@ -40,9 +41,15 @@ def run(params: Params) -> None:
         print(f"evaluate: {reports.NO_LABELS}")
     overlap = concepts.overlapping(dataset.class_names)
     metrics |= code_statistics(codes.database)
-    metrics |= {"queries": len(codes.query), "database": len(codes.database)}
+    metrics |= {
+        "queries": len(codes.query), "database": len(codes.database), "near_duplicates": dataset.near_duplicates,
+        "protocol": dataset.protocol, "splits": dataset.splits[:reports.DIGITS],
+    }  # fmt: skip
     # Guidance from the data set's own class names is leakage: a run says how much of it there was.
-    metrics |= {"concepts_overlapping_labels": len(overlap), "overlapping_concepts": overlap}
+    metrics |= leakage_report(codes.method, len(concepts.kept), overlap)
+    if metrics["guidance"] == LEAKAGE:
+        print(f"evaluate: {len(overlap):,} of the {len(concepts.kept):,} concepts are names of the data set's own "
+              "classes; concepts.exclude_label_names: true leaves them out")  # fmt: skip
     provenance = Provenance("evaluate", dataset.digest, codes.provenance.model, params={
         "method": codes.method, "bits": codes.bits, "dataset": dataset.name, "protocol": dataset.protocol,
         **params.evaluate.model_dump(),
@@ -55,7 +62,7 @@ def run(params: Params) -> None:
     recall_curves[run], at_n_curves[run] = [point[1:] for point in recall], at_n
     plots.draw_precision_recall(REPORTS / "precision_recall.png", recall_curves, run, f"Precision and recall, {on}")
     plots.draw_precision_at_n(REPORTS / "precision_at_n.png", at_n_curves, run, f"Precision at N, {on}")
-    plots.draw_concepts(REPORTS / "concepts.png", concepts)
+    plots.draw_concepts(REPORTS / "concepts.png", concepts, overlap)
     pictures.draw_retrieval(REPORTS / "retrieval.png", shards, example_queries(codes, labels, dataset.class_names),
                             f"Nearest images by codes of {codes.method}: {on}")  # fmt: skip
     pictures.draw_components(REPORTS / "components.png", shards, largest_groups(components), len(components.weights))

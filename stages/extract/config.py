@@ -2,6 +2,9 @@
 
 Reads data/images and models/clip, writes data/features.h5. Nothing else in the pipeline touches pixels, so everything
 after this is cheap. A killed extraction goes on where it stopped.
+
+Of dataset.name: embeddings, which has features instead of images, it is a conversion: the features are scaled to unit
+length, and the views are the features with noise added; of the section extract, views and seed are read.
 """
 
 from pydantic import Field
@@ -15,7 +18,7 @@ class Extract(Frozen):
     views: int = Field(ge=2, le=64)  # augmented views of each training image; DSCH needs two
     batch_size: int = Field(gt=0)  # images and views of images decoded at a time
     workers: int = Field(ge=0)  # processes that decode; 0 decodes in the main process
-    seed: Seed  # of the augmentation
+    seed: Seed  # of the augmentation, or of the noise
 
 
 class Params(Frozen):

@@ -1,100 +1,26 @@
-"""Read image shards, encode them in batches, write ``features.h5``; resumable at every row group."""
+"""Features from pixels, or, of a collection of features, from what somebody else computed."""
 
-import shutil
-from contextlib import closing
-from pathlib import Path
-
-import h5py
-import numpy as np
-import pyarrow.parquet as pq
-import torch
-
-from stages.artifacts import (
-    FEATURES,
-    PROVENANCE_KEY,
-    Provenance,
-    library_versions,
-    replacing,
-    resume_directory,
-    writing,
-)
-from stages.clip import ClipModel, load_clip
-from stages.device import resolve_device
+from stages.artifacts import IMAGES
+from stages.clip import read_clip_config
+from stages.errors import InputError
 from stages.extract.config import Params
-from stages.extract.decoding import DecodedSlices, Slice, decoded_slices, naming_lost_workers
 from stages.images import ImageShards
 
 
-def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], params: Params) -> None:
-    """Encode row groups into files: ``images`` float16 (rows, d), ``views`` float16 (V, training rows, d).
-
-    Args:
-        groups: the file to write, and the (shard, row group) that goes into it.
+def run(params: Params) -> None:
+    """Read ``data/images`` and ``models/clip``, write ``data/features.h5``.
 
     Raises:
-        InputError: an image cannot be read, or a process that decodes was killed.
+        InputError: an input is missing or damaged, or the model does not belong to the data set.
     """
-    plan: list[tuple[Path, Slice]] = []
-    for target, (shard, group) in groups.items():
-        rows = pq.ParquetFile(shard).metadata.row_group(group).num_rows
-        # Where all are for training, a slice has as many pictures as a batch: what waits between processes is bounded.
-        step = max(1, params.extract.batch_size // (1 + params.extract.views))
-        plan += [(target, Slice(shard, group, start, min(start + step, rows))) for start in range(0, rows, step)]
-    dataset = DecodedSlices([part for _, part in plan], clip, params.extract.views, params.extract.seed)
+    shards, clip = ImageShards(), read_clip_config()
+    if shards.feature_dim is not None:
+        from stages.extract.embeddings import convert
 
-    def encode(batch: torch.Tensor) -> np.ndarray:
-        return clip.encode_images(batch).numpy().astype(np.float16)
+        convert(shards, clip, params.extract)
+    elif clip.model is None:
+        raise InputError(f"clip.model: null leaves the images of {IMAGES} without a model that encodes them; name one")
+    else:
+        from stages.extract.pixels import extract  # PyTorch, which a conversion needs not
 
-    images: list[np.ndarray] = []
-    views: list[np.ndarray] = []
-    targets = [target for target, _ in plan]
-    with naming_lost_workers(), closing(decoded_slices(dataset, params.extract.workers)) as decoded:
-        for target, following, (batch, augmented) in zip(targets, [*targets, None][1:], decoded, strict=True):
-            images.append(encode(batch))
-            if len(augmented):
-                views.append(np.stack([encode(view) for view in augmented.unbind(1)]))
-            if following != target:
-                empty = np.empty((params.extract.views, 0, clip.dim), np.float16)
-                with replacing(target) as temporary:
-                    np.savez(temporary, images=np.concatenate(images), views=np.concatenate([empty, *views], axis=1))
-                images, views = [], []
-
-
-def join(parts: list[Path], shards: ImageShards, clip: ClipModel, n_views: int, provenance: Provenance) -> None:
-    """Join the encoded row groups, in order, into ``data/features.h5``."""
-    ids, train_ids = shards.columns(["id"])["id"].to_numpy(), shards.ids("train")
-    with writing(FEATURES) as target, h5py.File(target, "w") as file:
-        file.attrs.update({
-            PROVENANCE_KEY: provenance.to_json(), "model": clip.name, "pretrained": clip.pretrained or "",
-            "preprocessing": f"{clip.image_size} pixels ({clip.resize_mode}, {clip.interpolation}), "
-                             f"mean {clip.mean}, std {clip.std}",
-            "precision": f"{clip.precision}, stored as float16",
-        })  # fmt: skip
-        file["image/id"], file["train/id"] = ids, train_ids
-        rows = min(1024, len(ids))
-        images = file.create_dataset("image/features", (len(ids), clip.dim), "f2", chunks=(rows, clip.dim))
-        views_shape = (n_views, len(train_ids), clip.dim)
-        chunks = (1, min(1024, len(train_ids)), clip.dim) if len(train_ids) else None  # a chunk cannot be empty
-        views = file.create_dataset("train/views", views_shape, "f2", chunks=chunks)
-        row = train_row = 0
-        for part in parts:
-            with np.load(part) as arrays:
-                row_end, train_end = row + len(arrays["images"]), train_row + arrays["views"].shape[1]
-                images[row:row_end], views[:, train_row:train_end] = arrays["images"], arrays["views"]
-            row, train_row = row_end, train_end
-
-
-def run(params: Params) -> None:
-    """Read ``data/images`` and ``models/clip``, write ``data/features.h5``."""
-    shards = ImageShards()
-    clip = load_clip(device=resolve_device(params.device))
-    provenance = Provenance(
-        "extract", dataset=shards.provenance.dataset, model=clip.sha256,
-        params=params.extract.model_dump(include={"views", "seed"}),
-        versions=library_versions("torch", "torchvision", "open_clip_torch"),
-    )  # fmt: skip
-    finished = resume_directory("extract", provenance.to_json())
-    groups = {finished / f"{i:06d}.npz": group for i, group in enumerate(shards.row_groups())}
-    encode_row_groups(clip, {part: group for part, group in groups.items() if not part.exists()}, params)
-    join(list(groups), shards, clip, params.extract.views, provenance)
-    shutil.rmtree(finished)
+        extract(shards, params)

@@ -1,7 +1,6 @@
 """Concept mining on plain arrays. Source: UHSCM (arXiv 2209.11475), section 3.2."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,28 +10,21 @@ from stages.errors import InputError
 CHUNK = 8192
 
 
-def read_vocabulary(path: Path) -> list[str]:
-    """Distinct concepts of a text file: one a line, blank lines and what follows a # ignored.
+def ensemble(features: Sequence[np.ndarray]) -> np.ndarray:
+    """Text features of several prompt templates as one: the mean of the unit rows, scaled to unit length again.
 
-    Raises:
-        InputError: the file is missing, is not UTF-8 text, or has fewer than two concepts.
+    Source: the zero-shot evaluation of CLIP (Radford et al., ICML 2021, section 3.1.4).
+
+    Args:
+        features: one (m, d) a template, rows of unit length.
+
+    Returns:
+        (m, d), rows of unit length; those of a single template as they are.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"concepts.vocabulary: {path} not found; give a text file with one concept a line") from None
-    except UnicodeDecodeError:
-        raise InputError(f"concepts.vocabulary: {path} is not UTF-8 text") from None
-    words = list(dict.fromkeys(word for line in lines if (word := line.split("#")[0].strip())))
-    if len(words) < 2:
-        raise InputError(f"concepts.vocabulary: {path} has {len(words)} concepts; at least 2 are needed")
-    return words
-
-
-def are_label_names(words: list[str], class_names: list[str]) -> np.ndarray:
-    """Which words are names of classes, but for upper and lower case: bool (m,)."""
-    names = {name.lower() for name in class_names}
-    return np.array([word.lower() in names for word in words])
+    if len(features) == 1:
+        return features[0]
+    mean = np.mean(features, axis=0)
+    return mean / np.linalg.norm(mean, axis=1, keepdims=True)
 
 
 def concept_scores(image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
@@ -93,6 +85,25 @@ def denoise(
             "loosen that bound or use another vocabulary"
         )
     return kept, ["too rare" if r else "too frequent" if f else "" for r, f in zip(rare, frequent, strict=True)]
+
+
+def choose(
+    image_features: np.ndarray, text_features: np.ndarray, left_out: np.ndarray, low: float | None, high: float | None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Denoise the concepts but those `left_out`, bool (m,), which are no top concepts and do not count in m.
+
+    Returns:
+        frequency: int64 (m,), kept: bool (m,), reasons: as of :func:`denoise`, and "label name" for what is left out.
+
+    Raises:
+        InputError: no concept is left.
+    """
+    frequency, kept = np.zeros(len(left_out), np.int64), np.zeros(len(left_out), bool)
+    reasons = np.full(len(left_out), "label name", object)
+    candidates = np.flatnonzero(~left_out)
+    frequency[candidates] = concept_frequency(image_features, text_features[candidates])
+    kept[candidates], reasons[candidates] = denoise(frequency[candidates], len(image_features), low, high)
+    return frequency, kept, reasons.tolist()
 
 
 def mine_distribution(image_features: np.ndarray, text_features: np.ndarray, tau: float) -> np.ndarray:

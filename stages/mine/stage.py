@@ -6,50 +6,79 @@ import numpy as np
 import pyarrow as pa
 
 from stages.artifacts import CLIP, CONCEPT_DISTRIBUTION, CONCEPTS, DATASET, FEATURES, Provenance
-from stages.clip import load_clip
-from stages.device import resolve_device
+from stages.clip import load_clip, read_clip_config
 from stages.errors import InputError
 from stages.features import Features
 from stages.images import read_dataset
-from stages.mine.concepts import are_label_names, concept_frequency, denoise, mine_distribution, read_vocabulary
+from stages.mine.concepts import choose, ensemble, mine_distribution
 from stages.mine.config import Params
+from stages.mine.leakage import label_matches
+from stages.mine.vocabulary import Vocabulary, read_vocabulary
 from stages.tables import fixed_size_lists, write_table
+
+#: Said where there are images alone.
+NO_TEXT_SIDE = (
+    f"{CLIP} has no model and concepts.vocabulary no text features: no concepts. method: dsch needs none; uhscm and "
+    "fused need clip.model, or a Parquet vocabulary with the column text_feature"
+)
 
 
 def run(params: Params) -> None:
     """Read ``data/features.h5`` and ``models/clip``, write the two concept tables."""
-    options = params.concepts
-    words = read_vocabulary(Path(options.vocabulary))
-    prompts = [options.prompt.replace("{concept}", word) for word in words]
-    dataset = read_dataset()
-    clip = load_clip(device=resolve_device(params.device))
+    options, path = params.concepts, Path(params.concepts.vocabulary)
+    vocabulary = read_vocabulary(path)
+    dataset, clip = read_dataset(), read_clip_config()
     with Features() as features:
-        features.provenance.require_same(Provenance("weights", model=clip.sha256), FEATURES, CLIP)
-        features.provenance.require_same(dataset.provenance, FEATURES, DATASET)
-        provenance = Provenance("mine", features.provenance.dataset, clip.sha256, params=options.model_dump())
+        made_from = features.provenance
+        made_from.require_same(Provenance("weights", model=clip.sha256), FEATURES, CLIP)
+        made_from.require_same(dataset.provenance, FEATURES, DATASET)
+        Provenance("mine", model=vocabulary.model).require_same(made_from, path, FEATURES)
         images, train_id = features.train(), features.train_id
-    texts = clip.encode_texts(prompts).numpy()
+    provenance = Provenance("mine", made_from.dataset, made_from.model, params=options.model_dump(mode="json"))
 
-    # What is left out takes no part in anything: it is no top concept and does not count in m.
-    dropped = are_label_names(words, dataset.class_names) & options.exclude_label_names
-    candidates = np.flatnonzero(~dropped)
-    if len(candidates) < 2:
+    words, prompts = vocabulary.words, [""] * len(vocabulary.words)
+    if vocabulary.text_features is not None:
+        texts = vocabulary.text_features
+    elif clip.model is None:
+        print(f"mine: {NO_TEXT_SIDE}")
+        words, prompts, texts = [], [], np.empty((0, images.shape[1]), np.float32)
+    else:
+        prompts, texts = encode(vocabulary, options.prompt, params)
+    if texts.shape[1] != images.shape[1]:
         raise InputError(
-            f"concepts.exclude_label_names: without the {dropped.sum()} names of classes, {options.vocabulary} has "
-            f"{len(candidates)} concepts; at least 2 are needed"
+            f"concepts.vocabulary: {path} has text features of {texts.shape[1]} dimensions, {FEATURES} image features "
+            f"of {images.shape[1]}; both must come from one model"
         )
-    frequency, kept = np.zeros(len(words), np.int64), np.zeros(len(words), bool)
-    reasons = np.full(len(words), "label name", object)
-    frequency[candidates] = concept_frequency(images, texts[candidates])
-    kept[candidates], reasons[candidates] = denoise(
-        frequency[candidates], len(images), options.min_frequency, options.max_frequency
-    )
+
+    left_out = np.zeros(len(words), bool)
+    if options.exclude_label_names:
+        left_out[:] = [bool(labels) for labels in label_matches(words, dataset.class_names)]
+    if words and len(words) - left_out.sum() < 2:
+        raise InputError(
+            f"concepts.exclude_label_names: without the {left_out.sum()} names of classes, {path} has "
+            f"{len(words) - left_out.sum()} concepts; at least 2 are needed"
+        )
+    frequency, kept, reasons = np.zeros(0, np.int64), np.zeros(0, bool), []
+    mined = np.empty((len(images), 0), np.float32)
+    if words:
+        frequency, kept, reasons = choose(images, texts, left_out, options.min_frequency, options.max_frequency)
+        mined = mine_distribution(images, texts[kept], options.tau)
     table = pa.table({
-        "concept": words, "prompt": prompts, "frequency": frequency, "kept": kept, "reason": reasons,
-        "text_feature": fixed_size_lists(texts),
+        "concept": pa.array(words, pa.string()), "prompt": pa.array(prompts, pa.string()), "frequency": frequency,
+        "kept": kept, "reason": pa.array(reasons, pa.string()), "text_feature": fixed_size_lists(texts),
     })  # fmt: skip
     write_table(table, CONCEPTS, provenance)
-
-    mined = mine_distribution(images, texts[kept], options.tau)
     rows = pa.table({"id": train_id, "distribution": fixed_size_lists(mined)})
-    write_table(rows, CONCEPT_DISTRIBUTION, provenance, {"concepts": list(np.array(words)[kept])})
+    names = [word for word, keep in zip(words, kept, strict=True) if keep]
+    write_table(rows, CONCEPT_DISTRIBUTION, provenance, {"concepts": names})
+
+
+def encode(vocabulary: Vocabulary, prompt: str | tuple[str, ...], params: Params) -> tuple[list[str], np.ndarray]:
+    """What each concept was prompted with (several prompts joined by " | "), and its text feature: (m, d)."""
+    from stages.device import resolve_device  # imports torch, which text features at hand do without
+
+    templates = [prompt] if isinstance(prompt, str) else prompt
+    clip = load_clip(device=resolve_device(params.device))
+    filled = [[template.replace("{concept}", word) for word in vocabulary.words] for template in templates]
+    texts = ensemble([clip.encode_texts(prompts).numpy() for prompts in filled])
+    return [" | ".join(prompts) for prompts in zip(*filled, strict=True)], texts

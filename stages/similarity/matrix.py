@@ -39,8 +39,12 @@ def nearest_neighbours(similarity: SimilarityMatrix, k: int) -> tuple[np.ndarray
     """The k most similar other rows of each row, exact.
 
     Returns:
-        rows: int64 (n, k), most similar first; similarities: float32 (n, k), values of Q. k is at most n - 1.
+        rows: int64 (n, k), most similar first; similarities: float32 (n, k), values of Q. k is at most n - 1, and 0
+            where there are no concepts.
     """
+    if not similarity.factor.shape[1]:
+        none = np.empty((len(similarity.factor), 0))
+        return none.astype(np.int64), none.astype(np.float32)
     import faiss  # not at the top: training reads this module, and faiss beside torch is two OpenMP runtimes on macOS
 
     factor = np.ascontiguousarray(similarity.factor, dtype=np.float32)

@@ -19,12 +19,14 @@ def run(params: Params) -> None:
     if len(ids) < 2:
         raise InputError(f"{CONCEPT_DISTRIBUTION}: similarity needs at least 2 training images, there are {len(ids)}")
     similarity = similarity_matrix(matrix(table, "distribution"), options.form)
+    if not similarity.factor.shape[1]:
+        print("similarity: there are no concepts, and so no similarities; method: dsch needs none")
     rows, values = nearest_neighbours(similarity, options.neighbours)
     columns = {
         "id": ids, "factor": fixed_size_lists(similarity.factor),
         "neighbours": fixed_size_lists(ids[rows]), "similarities": fixed_size_lists(values),
     }  # fmt: skip
-    if options.layout == "dense":
+    if options.layout == "dense" and similarity.factor.shape[1]:
         columns["row"] = fixed_size_lists(similarity.block(slice(None)))
     provenance = replace(mined, stage="similarity", params={**mined.params, **options.model_dump()})
     write_table(pa.table(columns), SIMILARITY, provenance, {"scale": similarity.scale, "offset": similarity.offset})

@@ -136,11 +136,11 @@ class FusedObjective:
 
 
 def make_objective(
-    method: str, options: Train, similarity: SimilarityMatrix, first: Components, seed: int, device: torch.device
+    method: str, options: Train, similarity: SimilarityMatrix | None, first: Components, seed: int, device: torch.device
 ) -> Objective:
-    """The objective of a `method` of ``params.yaml``."""
-    if method == "uhscm":
-        return UhscmObjective(similarity, options.uhscm, device)
+    """The objective of a `method` of ``params.yaml``; `similarity` may be None for ``dsch`` alone."""
     if method == "dsch":
         return DschObjective(first, options.dsch, seed)
+    if method == "uhscm":
+        return UhscmObjective(similarity, options.uhscm, device)
     return FusedObjective(similarity, first, options, seed, device)

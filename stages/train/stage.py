@@ -23,7 +23,7 @@ from stages.device import resolve_device, seed_everything
 from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import HashNet, HashNetConfig, save_hashnet
-from stages.similarity.matrix import read_similarity
+from stages.similarity.matrix import SimilarityMatrix, read_similarity
 from stages.train.config import Params
 from stages.train.objectives import make_objective
 from stages.train.trainer import train
@@ -32,23 +32,19 @@ CURVES = Path("reports/train")
 
 
 def run(params: Params) -> None:
-    """Read the features and both semantic structures, write ``models/hashnet`` and ``reports/train``."""
+    """Read the features and what the method trains on beside them, write ``models/hashnet`` and ``reports/train``."""
     device = resolve_device(params.device)
-    similarity, similarity_id, similarity_from = read_similarity()
     first = read_components()
     with Features() as features:
-        similarity_from.require_same(features.provenance, SIMILARITY, FEATURES)
-        first.provenance.require_same(features.provenance, COMPONENTS, FEATURES)
-        for path, ids in ((SIMILARITY, similarity_id), (COMPONENTS, first.train_id)):
-            if not np.array_equal(ids, features.train_id):
-                raise damaged(path, "has other training images than data/features.h5")
+        similarity = read_text_side(params.method, features)
+        require_same_images(first.provenance, first.train_id, COMPONENTS, features)
         if len(features.train_id) < 2:
             raise InputError(f"{FEATURES}: training needs at least 2 images, there are {len(features.train_id)}")
         made_from = features.provenance
         images, views = torch.from_numpy(features.train()), torch.from_numpy(features.views())
     provenance = Provenance("train", made_from.dataset, made_from.model, params=params.model_dump(exclude={"device"}),
                             versions=library_versions("torch"))  # fmt: skip
-    contents = [sha256(path) for path in (FEATURES, SIMILARITY, COMPONENTS)]
+    contents = [sha256(path) for path in (FEATURES, COMPONENTS, *([SIMILARITY] if similarity else []))]
     unfinished = resume_directory("train", [*contents, provenance.to_json()])
 
     seed_everything(params.seed)
@@ -70,3 +66,29 @@ def run(params: Params) -> None:
         live.end()
     save_hashnet(net, provenance)
     shutil.rmtree(unfinished)
+
+
+def read_text_side(method: str, features: Features) -> SimilarityMatrix | None:
+    """The similarity that `method` trains on; None for DSCH, which does without.
+
+    Raises:
+        InputError: it is missing, damaged or of other images, or there were no concepts to make it of.
+    """
+    if method == "dsch":
+        return None
+    similarity, ids, made_from = read_similarity()
+    require_same_images(made_from, ids, SIMILARITY, features)
+    if not similarity.factor.shape[1]:
+        raise InputError(
+            f"method: '{method}' needs a text side, and there is none: clip.model is null, and concepts.vocabulary has "
+            f"no text features; set clip.model to the model that made the embeddings, or concepts.vocabulary to a "
+            f"Parquet file with the columns concept and text_feature, or method: dsch"
+        )
+    return similarity
+
+
+def require_same_images(made_from: Provenance, train_id: np.ndarray, path: Path, features: Features) -> None:
+    """Refuse the artifact `path` when it was made of other images or of another model than `features`."""
+    made_from.require_same(features.provenance, path, FEATURES)
+    if not np.array_equal(train_id, features.train_id):
+        raise damaged(path, f"has other training images than {FEATURES}")

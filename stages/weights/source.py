@@ -11,8 +11,9 @@ import open_clip
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_models_by_tag
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+from stages import hub
 from stages.errors import InputError
-from stages.weights import checkpoint, hub
+from stages.weights import checkpoint
 
 #: The model that ships with the package: an architecture with one tag.
 EMBEDDED_MODEL, EMBEDDED_TAG = "scenes-clip", "embedded"
@@ -97,19 +98,19 @@ def _from_tag(model: str, tag: str, model_cfg: dict[str, Any], tag_cfg: dict[str
     repository, _, name = tag_cfg["hf_hub"].rpartition("/")
     names = [f"{Path(name).stem}.safetensors", name] if name else checkpoint.NAMES[:2]
     otherwise = (
-        f"download {names[0]} from {hub.page(repository)} elsewhere and set clip.pretrained: /path/to/{names[0]}"
+        f"download {names[0]} from {_page(repository)} elsewhere and set clip.pretrained: /path/to/{names[0]}"
         if _shared_preprocessing(model) else _as_directory(repository)
     )  # fmt: skip
-    weights = hub.download(repository, names, otherwise)
+    weights = hub.download(_repository(repository, otherwise), names)
     preprocess_cfg = merge_preprocess_dict(PreprocessCfg(), tag_cfg)
     return _with_tokenizer(Source(model_cfg, preprocess_cfg, weights.path, str(weights)), otherwise)
 
 
 def _from_hub(repository: str) -> Source:
     otherwise = _as_directory(repository)
-    config = hub.download(repository, [CONFIG], otherwise)
+    config = hub.download(_repository(repository, otherwise), [CONFIG])
     model_cfg, preprocess_cfg = _split_config(config.path, _read_config(config.path))
-    weights = hub.download(repository, checkpoint.NAMES[:2], otherwise, config.commit)
+    weights = hub.download(_repository(repository, otherwise, config.commit), checkpoint.NAMES[:2])
     return _with_tokenizer(Source(model_cfg, preprocess_cfg, weights.path, str(weights)), otherwise)
 
 
@@ -125,12 +126,13 @@ def _from_directory(model: str) -> Source:
 
 def _with_tokenizer(source: Source, otherwise: str) -> Source:
     """The same with the files of its tokenizer, if it has one of its own on the hub."""
-    repository = _tokenizer_of(source.model_cfg)
-    if not repository:
+    name = _tokenizer_of(source.model_cfg)
+    if not name:
         return source
-    commit = hub.download(repository, ["tokenizer_config.json"], otherwise).commit
-    names = [name for name in hub.list_files(repository, commit, otherwise) if _is_tokenizer_file(name)]
-    files = tuple(hub.download(repository, [name], otherwise, commit).path for name in names)
+    commit = hub.download(_repository(name, otherwise), ["tokenizer_config.json"]).commit
+    repository = _repository(name, otherwise, commit)
+    names = [name for name in hub.list_files(repository) if _is_tokenizer_file(name)]
+    files = tuple(hub.download(repository, [name]).path for name in names)
     return Source(source.model_cfg, source.preprocess_cfg, source.weights, source.origin, files)
 
 
@@ -192,9 +194,17 @@ def _preprocessing(model: str) -> dict[str, Any]:
     return shared
 
 
+def _repository(name: str, otherwise: str, commit: str | None = None) -> hub.Repository:
+    return hub.Repository(name, "model", "clip.model", otherwise, commit)
+
+
+def _page(repository: str) -> str:
+    return hub.page(repository, "model")
+
+
 def _as_directory(repository: str) -> str:
     return (
-        f"download {CONFIG} and {checkpoint.NAMES[0]} from {hub.page(repository)} elsewhere into one directory and set "
+        f"download {CONFIG} and {checkpoint.NAMES[0]} from {_page(repository)} elsewhere into one directory and set "
         f"clip.model: {LOCAL}/path/to/directory, clip.pretrained: null"
     )
 

@@ -1,14 +1,8 @@
-"""Find the model, convert its weights, try it, and write ``models/clip/``."""
+"""Find the model and write ``models/clip/``, or write there that there is none."""
 
-import shutil
-from dataclasses import asdict
-from pathlib import Path
-
-from stages.artifacts import CLIP, PROVENANCE_KEY, Provenance, library_versions, replacing_directory, sha256, write_json
-from stages.clip import CONFIG, OPEN_CLIP_CONFIG, WEIGHTS, build
-from stages.errors import InputError
-from stages.weights import checkpoint, source
-from stages.weights.config import Clip, Params
+from stages.artifacts import CLIP, Provenance, replacing_directory
+from stages.clip import ClipConfig, write_clip_config
+from stages.weights.config import Params
 
 
 def run(params: Params) -> None:
@@ -17,38 +11,16 @@ def run(params: Params) -> None:
     Raises:
         InputError: it does not exist or does not fit; OutsideError: it cannot be fetched.
     """
-    found = source.find(params.clip.model, params.clip.pretrained)
+    clip = params.clip
+    if clip.model is None:
+        with replacing_directory(CLIP) as directory:
+            write_clip_config(directory, ClipConfig(
+                model=None, pretrained=None, source="", source_sha256="", sha256="", quick_gelu=False, dim=0,
+                provenance=Provenance("weights", params=clip.model_dump()),
+            ))  # fmt: skip
+        return
+    from stages.weights import pinning, source  # with PyTorch and open_clip, which nothing above needs
+
+    found = source.find(clip.model, clip.pretrained)
     with replacing_directory(CLIP) as directory:
-        pin(found, params.clip, directory)
-
-
-def pin(found: source.Source, clip: Clip, directory: Path) -> None:
-    """Write a directory that :func:`stages.clip.load_clip` reads, after having loaded the model from it.
-
-    Raises:
-        InputError: weights, architecture and tokenizer do not go together.
-    """
-    checkpoint.to_safetensors(found.weights, directory / WEIGHTS)
-    write_json(directory / OPEN_CLIP_CONFIG, {"model_cfg": found.model_cfg, "preprocess_cfg": found.preprocess_cfg})
-    for file in found.tokenizer:
-        shutil.copyfile(file, directory / file.name)
-    try:
-        model, _, _ = build(directory)
-    except ValueError as error:
-        raise InputError(
-            f"{found.weights}: does not load as {clip.model} ({error}); take the architecture that it was trained with"
-        ) from None
-    checkpoint.require_same_shapes(model, directory / WEIGHTS, found.weights)
-    # Once more, with the image size that the architecture has settled.
-    final = dict(model.visual.preprocess_cfg)
-    write_json(directory / OPEN_CLIP_CONFIG, {"model_cfg": found.model_cfg, "preprocess_cfg": final})
-    digest = sha256(directory / WEIGHTS)
-    provenance = Provenance(
-        stage="weights", model=digest, params=clip.model_dump(), versions=library_versions("open_clip_torch")
-    )
-    write_json(directory / CONFIG, {
-        "model": clip.model, "pretrained": clip.pretrained, "source": found.origin,
-        "source_sha256": sha256(found.weights), "sha256": digest,
-        "quick_gelu": bool(found.model_cfg.get("quick_gelu")), "dim": found.model_cfg["embed_dim"],
-        PROVENANCE_KEY: asdict(provenance),
-    })  # fmt: skip
+        pinning.pin(found, clip, directory)

@@ -1,0 +1,91 @@
+"""Extraction from pixels: image shards encoded in batches into ``features.h5``; resumable at every row group."""
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from stages.artifacts import FEATURES, Provenance, library_versions, replacing, resume_directory, writing
+from stages.clip import ClipModel, load_clip
+from stages.device import resolve_device
+from stages.extract.config import Params
+from stages.extract.decoding import DecodedSlices, Slice, decoded_slices, naming_lost_workers
+from stages.extract.features_file import lay_out
+from stages.images import ImageShards
+
+
+def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], params: Params) -> None:
+    """Encode row groups into files: ``images`` float16 (rows, d), ``views`` float16 (V, training rows, d).
+
+    Args:
+        groups: the file to write, and the (shard, row group) that goes into it.
+
+    Raises:
+        InputError: an image cannot be read, or a process that decodes was killed.
+    """
+    plan: list[tuple[Path, Slice]] = []
+    for target, (shard, group) in groups.items():
+        rows = pq.ParquetFile(shard).metadata.row_group(group).num_rows
+        # Where all are for training, a slice has as many pictures as a batch: what waits between processes is bounded.
+        step = max(1, params.extract.batch_size // (1 + params.extract.views))
+        plan += [(target, Slice(shard, group, start, min(start + step, rows))) for start in range(0, rows, step)]
+    dataset = DecodedSlices([part for _, part in plan], clip, params.extract.views, params.extract.seed)
+
+    def encode(batch: torch.Tensor) -> np.ndarray:
+        return clip.encode_images(batch).numpy().astype(np.float16)
+
+    images: list[np.ndarray] = []
+    views: list[np.ndarray] = []
+    targets = [target for target, _ in plan]
+    with naming_lost_workers(), closing(decoded_slices(dataset, params.extract.workers)) as decoded:
+        for target, following, (batch, augmented) in zip(targets, [*targets, None][1:], decoded, strict=True):
+            images.append(encode(batch))
+            if len(augmented):
+                views.append(np.stack([encode(view) for view in augmented.unbind(1)]))
+            if following != target:
+                empty = np.empty((params.extract.views, 0, clip.dim), np.float16)
+                with replacing(target) as temporary:
+                    np.savez(temporary, images=np.concatenate(images), views=np.concatenate([empty, *views], axis=1))
+                images, views = [], []
+
+
+def join(parts: list[Path], shards: ImageShards, clip: ClipModel, n_views: int, provenance: Provenance) -> None:
+    """Join the encoded row groups, in order, into ``data/features.h5``."""
+    attributes = {
+        "model": clip.name, "pretrained": clip.pretrained or "",
+        "preprocessing": f"{clip.image_size} pixels ({clip.resize_mode}, {clip.interpolation}), "
+                         f"mean {clip.mean}, std {clip.std}",
+        "precision": f"{clip.precision}, stored as float16",
+    }  # fmt: skip
+    ids, train_ids = shards.columns(["id"])["id"].to_numpy(), shards.ids("train")
+    with writing(FEATURES) as target, h5py.File(target, "w") as file:
+        images, views = lay_out(file, ids, train_ids, clip.dim, n_views, provenance, attributes)
+        row = train_row = 0
+        for part in parts:
+            with np.load(part) as arrays:
+                row_end, train_end = row + len(arrays["images"]), train_row + arrays["views"].shape[1]
+                images[row:row_end], views[:, train_row:train_end] = arrays["images"], arrays["views"]
+            row, train_row = row_end, train_end
+
+
+def extract(shards: ImageShards, params: Params) -> None:
+    """Write ``data/features.h5`` with what the pinned model gives for the images of `shards`.
+
+    Raises:
+        InputError: the model or an image cannot be read, or a process that decodes was killed.
+    """
+    clip = load_clip(device=resolve_device(params.device))
+    provenance = Provenance(
+        "extract", dataset=shards.provenance.dataset, model=clip.sha256,
+        params=params.extract.model_dump(include={"views", "seed"}),
+        versions=library_versions("torch", "torchvision", "open_clip_torch"),
+    )  # fmt: skip
+    finished = resume_directory("extract", provenance.to_json())
+    groups = {finished / f"{i:06d}.npz": group for i, group in enumerate(shards.row_groups())}
+    encode_row_groups(clip, {part: group for part, group in groups.items() if not part.exists()}, params)
+    join(list(groups), shards, clip, params.extract.views, provenance)
+    shutil.rmtree(finished)
