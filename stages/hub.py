@@ -230,6 +230,8 @@ def _list_files(repository: Repository) -> dict[str, str]:
             if entry["type"] == "file":
                 found[entry["path"]] = (entry.get("lfs") or {}).get("oid", "")
         url = response.links.get("next", {}).get("url")
+        if url and not url.startswith(f"{constants.ENDPOINT}/"):  # which must not get the token
+            raise ValueError(f"its list goes on at another place, {url[:100]}")
     return found
 
 

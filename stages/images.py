@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -67,22 +68,35 @@ def grey_thumbnail(data: bytes, size: tuple[int, int]) -> bytes:
     Raises:
         ValueError: as of :func:`decode`.
     """
-    enough = (2 * size[0], 2 * size[1])  # closer to `size`, the rest of the way would blur
-    pixels = _plain_jpeg(data, "GRAY", enough)
-    if pixels is not None and pixels.shape[1::-1] == size:
-        return pixels.tobytes()
+    pixels = _plain_jpeg(data, "GRAY", size)
+    if pixels is not None:
+        return _squeezed(pixels[:, :, 0], size)
     with _one_kind_of_error():
-        if pixels is not None:
-            image = Image.frombuffer("L", pixels.shape[1::-1], pixels, "raw", "L", 0, 1)
-        else:
-            image = _opened(data)
-            if image.format == "JPEG":
-                image.draft("L", enough)
-            image = _upright(image)
-            image = image if image.mode == "L" else _rgb(image).convert("L")
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
-        return image.tobytes()
+        image = _opened(data)
+        if image.format == "JPEG":
+            image.draft("L", size)
+        image = _upright(image)
+        image = image if image.mode == "L" else _rgb(image).convert("L")
+        factors = (max(1, image.width // (2 * size[0])), max(1, image.height // (2 * size[1])))
+        return _squeezed(np.asarray(image.reduce(factors) if factors != (1, 1) else image), size)
+
+
+def _squeezed(pixels: np.ndarray, size: tuple[int, int]) -> bytes:
+    """Pixels uint8 (h, w) as those of `size` (width, height), each the mean of the area that it covers."""
+    if pixels.shape[::-1] == size:
+        return pixels.tobytes()
+    width, height = size
+    rows, columns = _areas(pixels.shape[0], height), _areas(pixels.shape[1], width)
+    return (rows @ pixels.astype(np.float32) @ columns.T + 0.5).astype(np.uint8).tobytes()
+
+
+@lru_cache(256)
+def _areas(n: int, target: int) -> np.ndarray:
+    """How much of each of n cells in a row is in each of `target` equal parts of the row: float32 (target, n)."""
+    edges = np.linspace(0, n, target + 1)
+    cells = np.arange(n)
+    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    return (np.clip(overlap, 0, None) * target / n).astype(np.float32)
 
 
 def _plain_jpeg(data: bytes, colours: str, at_least: tuple[int, int] = (0, 0)) -> np.ndarray | None:

@@ -88,6 +88,11 @@ def _received(receiver: Connection, process: BaseProcess, task: str) -> object:
         process.join()
         if process.exitcode > 0:
             raise RuntimeError(f"{task} failed in a worker process") from None
+        if process.exitcode != -signal.SIGKILL:
+            raise OutsideError(
+                f"{task}: a worker process was ended by {signal.Signals(-process.exitcode).name}; run it with one "
+                f"worker to see where"
+            ) from None
         raise OutsideError(
             f"{task}: a worker process was killed from outside; free some memory and run it again"
         ) from None

@@ -431,4 +431,4 @@ def test_killed_decoder(directory, tiny_run):
 def test_killed_renderer(directory):
     prepare(directory, {"dataset": {"queries": 1000, "database": 8000}})
     code, message = kill_a_worker(directory, "download")
-    assert code == 1 and message.startswith("rendering: a worker process was killed from outside; free some memory")
+    assert code == 1 and message.startswith("verifying images: a worker process was killed from outside; free")

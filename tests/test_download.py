@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,8 @@ def test_scenes():
     run(params("scenes", seed=3, **TINY))
     dataset, parts = read_dataset(), ImageShards()
     assert dataset.counts == {"images": 100, "query": 20, "database": 80, "train": 40}
-    assert dataset.class_names == list(SHOWN) and dataset.protocol == "scenes" and dataset.cutoffs == [1000]
+    assert dataset.class_names == list(SHOWN) and dataset.cutoffs == [1000]
+    assert dataset.protocol == "scenes (queries 20, database 80, train 40)"
     labels = parts.labels(len(SHOWN))
     for index, data in enumerate(images()):
         scene = render_scene(3, index)
@@ -115,6 +117,32 @@ def test_two_runs_are_identical_to_the_byte(tmp_path, monkeypatch):
     assert content() == first
 
 
+def test_neither_workers_nor_mirrors_are_in_the_shards(tmp_path):
+    """A machine with more cores makes the same shards, and nobody's password is in them."""
+    path = str(fill(tmp_path / "set", pictures(50)))
+    made = []
+    secret = ["https://user:secret@example.org/"]
+    for options in ({"workers": 1}, {"workers": 2, "mirrors": secret, "max_skipped": 0.5}):
+        run(params("imagefolder", path=path, **options))
+        made.append([file.read_bytes() for file in (*ImageShards().files, DATASET, SPLITS)])
+    assert made[0] == made[1] and b"secret" not in b"".join(made[1])
+
+
+def test_names_that_are_no_text(tmp_path):
+    """File names are bytes; Latin-1 ones come out as text with a mark."""
+    name = tmp_path / "set" / os.fsdecode(b"caf\xe9")
+    name.parent.mkdir()
+    table = pa.table({"image": [{"bytes": picture(row) if row else b"x", "path": None} for row in range(20)]})
+    with open(f"{name}.parquet", "wb") as file:
+        pq.write_table(table, file)
+    with pytest.raises(InputError, match="its name is no UTF-8; rename it"):  # Arrow opens no others
+        run(params("parquet", path=str(tmp_path / "set"), max_skipped=0.1))
+    with open(f"{name}.npy", "wb") as file:
+        np.save(file, np.eye(20, 5, dtype=np.float32))
+    run(params("embeddings", path=str(tmp_path / "set" / "*.npy"), max_skipped=0.9))
+    assert skipped()[1][0] == "caf\N{REPLACEMENT CHARACTER}.npy#5" and read_dataset().counts["images"] == 5
+
+
 def test_digest_covers_pixels_labels_classes_and_splits(tmp_path):
     def digest(contents: dict[str, bytes], **data: Any) -> str:
         shutil.rmtree(tmp_path / "set", ignore_errors=True)
@@ -165,10 +193,11 @@ def test_parquet_with_an_official_split(tmp_path):
 def test_cifar10(tmp_path, monkeypatch):
     digest = write_archive(tmp_path / cifar.CIFAR10.name, batches(10))
     monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, digest=f"sha256:{digest}"))
+    monkeypatch.setattr(cifar, "N_IMAGES", 600)
     run(params("cifar10", mirrors=[tmp_path.as_uri()], queries=100, train=50))
     dataset = read_dataset()
     assert dataset.counts == {"images": 600, "query": 100, "database": 500, "train": 50}
-    assert dataset.protocol == "cifar10" and dataset.digests == {cifar.CIFAR10.name: digest}
+    assert dataset.protocol == "cifar10 (queries 100, train 50)" and dataset.digests == {cifar.CIFAR10.name: digest}
     labels = ImageShards().labels(10)
     assert (labels[ImageShards().ids("train")].sum(0) == 5).all()
     assert len(images()) == 600
@@ -200,6 +229,20 @@ def test_bad_value(key, value):
 def test_mirrors_are_addresses(url):
     with pytest.raises(InputError, match=rf"dataset\.mirrors\.1: '{url}' is not allowed: must start with http"):
         params("cifar10", mirrors=["https://example.org", url])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "cifar10", "path": "my.tar.gz"}, "path is set, but 'cifar10' is not read from a path"),
+        ({"name": "imagefolder", "path": "x", "labels": 24}, "labels is set, but 'imagefolder' has one set"),
+        ({"name": "imagefolder", "path": "x", "splits": "s.json", "train": 7}, "splits is set beside"),
+        ({"name": "imagefolder", "path": "x", "splits": "s.json", "protocol": "holdout"}, "splits is set beside"),
+    ],
+)
+def test_options_without_effect_are_refused(options, words):
+    with pytest.raises(InputError, match=f"params.yaml: dataset: {words}"):
+        params(**options)
 
 
 def test_too_many_training_images():

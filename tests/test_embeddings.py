@@ -137,7 +137,7 @@ def test_every_layout_gives_the_same(
 
 
 def _known(record: Record) -> tuple:
-    return record.features.tolist(), *record[:-1]
+    return record.features.tolist(), *record[:6]
 
 
 def test_several_labels(tmp_path: Path) -> None:
@@ -310,6 +310,36 @@ def _no_embeddings(tmp_path: Path) -> Path:
     return tmp_path / "x"
 
 
+def _npy_headed(header: str) -> Callable[[Path], Path]:
+    def write(tmp_path: Path) -> Path:
+        coded = header.encode().ljust(117) + b"\n"
+        (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(coded).to_bytes(2, "little") + coded + bytes(64))
+        return tmp_path / "x.npy"
+
+    return write
+
+
+def _hdf5_empty(tmp_path: Path) -> Path:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["features"] = h5py.Empty("f4")
+    return tmp_path / "x.h5"
+
+
+def _hdf5_elsewhere(tmp_path: Path) -> Path:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["features"] = rows()
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["features"] = h5py.ExternalLink("other.h5", "features")
+    return tmp_path / "x.h5"
+
+
+def _hdf5_external(tmp_path: Path) -> Path:
+    (tmp_path / "secret").write_bytes(bytes(80))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("features", (5, 4), "f4", external=[(str(tmp_path / "secret"), 0, 80)])
+    return tmp_path / "x.h5"
+
+
 FAULTS = [
     (lambda tmp_path: tmp_path / "nowhere", "nowhere: no file of features"),
     (_bytes("x.csv", b"1,2"), r"x\.csv: is none of \.npy, \.h5, \.hdf5, \.parquet; write"),
@@ -343,6 +373,13 @@ FAULTS = [
     (_parquet_of(features=[[1.0, 2.0], [3.0, 4.0], [5.0]]), "has 1 numbers in row 2, and 2 in others"),
     (_parquet_of(features=[[1.0]], label=["cat"]), "column 'label' is string, expected integer"),
     (_cut(npy), "cannot be read as an array of numbers"),
+    *((_npy_headed(header), r"x\.npy: cannot be read as an array of numbers") for header in (
+        "{", "{'descr': ('<f4',), 'fortran_order': False, 'shape': (2, 2), }",
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**30}, 2), }}",
+    )),
+    (_hdf5_empty, r"x\.h5: features are"),
+    (_hdf5_elsewhere, r"x\.h5: refused, its data set 'features' is in other files"),
+    (_hdf5_external, r"x\.h5: refused, its data set 'features' is in other files"),
     (_cut(hdf5), "cannot be read as HDF5"),
     (_cut(parquet_lists), "cannot be read as Parquet"),
     (_two_models, r"b\.npy: features have 4 dimensions, those of .*a\.npy 3"),

@@ -148,7 +148,9 @@ def test_jpegs_are_decoded_as_pil_does(name: str) -> None:
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     np.testing.assert_array_equal(pixels(decode(data)), pixels(expected))
     grey = np.frombuffer(grey_thumbnail(data, (16, 12)), np.uint8).reshape(12, 16)
-    assert np.abs(grey - pixels(expected.convert("L").resize((16, 12), Image.Resampling.BOX))).mean() < 9
+    large = np.kron(pixels(expected.convert("L")), np.ones((12, 16), int))  # every thumbnail pixel is a block of it
+    means = large.reshape(12, expected.height, 16, expected.width).mean(axis=(1, 3))
+    assert np.abs(grey - means).mean() < 6  # a fraction of the size leaves incomplete blocks at two edges
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "JPEG"])

@@ -90,6 +90,24 @@ def test_cifar10_as_others_split_it(name, expected):
         check(splits)
 
 
+def test_counts_of_a_protocol_with_its_training_set_apart():
+    labels = single([100, 100])
+    splits = assign(PROTOCOLS["cifar10-1000-54000"], labels, no_split(labels), 0, Counts(30, 100, 50))
+    assert totals(splits.columns.values()) == [30, 100, 50] and not (splits.is_train & splits.is_database).any()
+
+
+def test_counts_are_in_the_name():
+    labels = single([300, 300])
+    named = {
+        "holdout": Counts(), "holdout (queries 30)": Counts(queries=30),
+        "holdout (queries 30, database 50, train 20)": Counts(30, 50, 20),
+    }  # fmt: skip
+    for name, counts in named.items():
+        assert assign(PROTOCOLS["holdout"], labels, no_split(labels), 0, counts).protocol == name
+    many = several(9000)
+    assert assign(PROTOCOLS["scenes"], many, no_split(many), 0, Counts(1000, 8000, 4000)).protocol == "scenes"
+
+
 def test_official_takes_the_test_split_and_all_else_is_database():
     labels = single([700] * 10)
     split = np.array(["train", "test", "validation", "", "train", "train", "train"] * 1000)

@@ -14,8 +14,8 @@ from picture import picture
 from PIL import Image
 
 from stages.artifacts import DATASET, IMAGES
-from stages.download import verify
-from stages.download.source import Record, Source
+from stages.download import stage, verify
+from stages.download.source import Record, Source, encoded
 from stages.download.stage import SKIPPED, run
 from stages.errors import InputError
 from stages.images import read_dataset
@@ -158,18 +158,16 @@ def test_what_reading_raises_comes_through(tmp_path, workers):
         verify.verify(Source("n", ("a", "b"), "l", "s", 3500, refusing), tmp_path, workers)
 
 
-@pytest.mark.parametrize("promised", [0, 1, 29, 30, 31, 60])
-def test_a_source_may_have_fewer_records_than_promised_but_not_more(tmp_path, monkeypatch, promised):
+@pytest.mark.parametrize("there", [0, 1, 29, 30, 31, 60])
+@pytest.mark.parametrize("difference", [-1, 1])
+def test_a_source_has_as_many_records_as_promised(tmp_path, monkeypatch, there, difference):
     monkeypatch.setattr(verify, "PART_ROWS", 30)
-    few = Source("n", ("a", "b"), "l", "here", promised, lambda start: Listed(max(0, promised - 1))(start))
-    (tmp_path / "few").mkdir()
-    result = verify.verify(few, tmp_path / "few", 1)
-    assert len(result.labels) + len(result.skipped) == max(0, promised - 1)
-    if promised % 30 == 0 and promised:  # within the last part there is room
-        many = Source("n", ("a", "b"), "l", "here", promised, Listed(promised + 1))
-        (tmp_path / "many").mkdir()
-        with pytest.raises(InputError, match=f"here: has more than the {promised} records"):
-            verify.verify(many, tmp_path / "many", 1)
+    if there + difference >= 0:
+        promised = Source("n", ("a", "b"), "l", "here", there + difference, Listed(there))
+        with pytest.raises(InputError, match=r"^here: has "):
+            verify.verify(promised, tmp_path, 1)
+        with pytest.raises(InputError, match=r"^here: has "):  # nor the second time
+            verify.verify(promised, tmp_path, 1)
 
 
 def test_streams(tmp_path, monkeypatch):
@@ -225,6 +223,38 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, monkeypatch, at)
     assert [file.read_bytes() for file in result.parts] == [file.read_bytes() for file in expected.parts]
     assert all((broken / name).stat().st_mtime_ns == time for name, time in finished.items())
     assert result.content == expected.content and result.skipped == expected.skipped
+
+
+def test_what_was_begun_with_another_protocol_is_not_taken(tmp_path, monkeypatch):
+    """Of finished shards nothing is taken that tells of another protocol, even of the same splits."""
+    path = str(fill(tmp_path / "set", pictures(60)))
+    counts = {"queries": 10, "database": 50, "train": 30}
+
+    def unplug(*_):
+        raise Unplugged
+
+    with monkeypatch.context() as context:
+        context.setattr(stage.shutil, "move", unplug)
+        with pytest.raises(Unplugged):
+            run(params("imagefolder", path=path, protocol="mirflickr25k", **counts))
+    assert list(Path(".resume").glob("download-*/*/images-00000.parquet"))
+    run(params("imagefolder", path=path, protocol="holdout", **counts))
+    told = json.loads(pq.read_schema(IMAGES / "images-00000.parquet").metadata[b"dataset"])
+    assert told == json.loads(DATASET.read_text()) and told["protocol"].startswith("holdout")
+
+
+def test_images_that_were_encoded_here_are_known_by_their_pixels(tmp_path):
+    """Another version of the encoder gives other bytes of the same pixels."""
+    image = np.random.default_rng(0).integers(0, 9, (20, 30, 3), dtype=np.uint8)
+    contents = []
+    for level, pixels in ((1, image), (9, image), (1, image + 1)):
+        record = encoded(pixels, "x.png", (0,))
+        coded = io.BytesIO()
+        Image.fromarray(pixels).save(coded, "PNG", compress_level=level)
+        directory = tmp_path / str(len(contents))
+        directory.mkdir()
+        contents.append(verify.verify(source([record._replace(data=coded.getvalue())]), directory, 1).content)
+    assert contents[0] == contents[1] != contents[2]
 
 
 def test_another_protocol_uses_what_was_verified(tmp_path, monkeypatch):

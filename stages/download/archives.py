@@ -209,8 +209,10 @@ def _named_errors(path: Path, member: str = "") -> Iterator[None]:
     try:
         yield
     except (
-        tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, struct.error,
+        OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error,
         ValueError, NotImplementedError, RuntimeError, OverflowError,
     ) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of a decoder
+            raise
         what = f"{path}, member {member!r}" if member else str(path)
         raise InputError(f"{what}: truncated or corrupt archive ({' '.join(str(error).split())})") from None

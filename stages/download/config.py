@@ -11,7 +11,7 @@ Writes data/images/, data/dataset.json, data/splits.json, reports/skipped.csv an
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from stages.errors import InputError
 from stages.params import PARAMS_FILE, Frozen
@@ -33,6 +33,10 @@ def _known_scheme(url: str) -> str:
     return url
 
 
+#: Data sets of the user's own, which lie at a path.
+COLLECTIONS = ("imagefolder", "parquet", "webdataset", "csv", "embeddings")
+
+
 class DatasetOptions(Frozen):
     """Section ``dataset``: where the images come from and how they are split.
 
@@ -47,7 +51,7 @@ class DatasetOptions(Frozen):
         seed: of rendering and of drawing the splits.
         queries, database, train: counts that replace the protocol's own.
         max_skipped: the largest fraction of unreadable images that is tolerated.
-        workers: processes that verify images; None: one a core.
+        workers: processes that verify images and write shards; None: one a core.
     """
 
     name: DatasetName
@@ -62,6 +66,18 @@ class DatasetOptions(Frozen):
     train: int | None = Field(None, gt=0)
     max_skipped: float = Field(0.01, ge=0, le=1)
     workers: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _no_option_in_vain(self) -> "DatasetOptions":
+        """Refuse what would silently have no effect."""
+        if self.path is not None and self.name not in (*COLLECTIONS, "nuswide"):
+            raise ValueError(f"path is set, but {self.name!r} is not read from a path; set path: null")
+        if self.labels is not None and self.name not in ("nuswide", "mirflickr25k"):
+            raise ValueError(f"labels is set, but {self.name!r} has one set of labels; set labels: null")
+        counts = () if self.name == "scenes" else (self.queries, self.database)  # which say how many are rendered
+        if self.splits is not None and (self.protocol != "auto" or {*counts, self.train} != {None}):
+            raise ValueError("splits is set beside a protocol or counts, which it replaces; set those to auto and null")
+        return self
 
 
 def required_path(options: DatasetOptions) -> str:

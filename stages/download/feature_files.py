@@ -78,7 +78,7 @@ def array_file(path: Path) -> FeatureFile:
         InputError: it is damaged, or its arrays have not the types and lengths that they should have.
     """
     with _opened(path) as arrays:
-        shape, kind = arrays.features.shape, arrays.features.dtype
+        shape, kind = arrays.features.shape or (), arrays.features.dtype
         if len(shape) != 2 or kind.kind != "f" or not shape[1]:
             raise InputError(
                 f"{path}: features are {kind} {shape}, expected floating point (n, d); store one row an image, as "
@@ -175,7 +175,7 @@ def _memory_map(path: Path) -> np.ndarray:
     """
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header may raise anything
         raise InputError(
             f"{path}: cannot be read as an array of numbers ({_reason(error)}); write it again with numpy.save"
         ) from None
@@ -186,6 +186,9 @@ def _hdf5_arrays(path: Path, file: h5py.File) -> _Arrays:
     group = file["image"] if isinstance(file.get("image"), h5py.Group) and "features" not in file else file
     found = {name: group.get(name) for name in ("features", "labels", "split", *NAMES)}
     found = {name: values for name, values in found.items() if isinstance(values, h5py.Dataset)}
+    for name, values in found.items():
+        if values.external or values.is_virtual or isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            raise InputError(f"{path}: refused, its data set '{name}' is in other files; copy it into this one")
     if "features" not in found:
         raise InputError(f"{path}: has no data set 'features' (n, d); it has {', '.join(file) or 'nothing'}")
     names = next((found[name] for name in NAMES if name in found), None)

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from stages.errors import InputError
 
-#: Rows that are read at a time.
+#: Rows that are read at a time, and bytes, as far as the metadata tell.
 ROWS = 256
+BATCH_BYTES = 8 * 2**20
 #: Bytes of a column that are read at a time.
 BUFFER = 2**20
 
@@ -24,6 +25,8 @@ def named_errors(file: Path) -> Iterator[None]:
     """Damaged Parquet raises either kind, without the name of the file."""
     try:
         yield
+    except UnicodeEncodeError:  # Arrow opens no others
+        raise InputError(f"{file}: its name is no UTF-8; rename it") from None
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file}: cannot be read as Parquet ({reason}); fetch it again") from None
@@ -121,7 +124,9 @@ def batches(file: Path, columns: Sequence[str], start: int = 0) -> Iterator[tupl
         ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=int)
         first = int(np.searchsorted(ends, start, side="right"))
         row = int(ends[first - 1]) if first else 0
-        for batch in parquet_file.iter_batches(ROWS, range(first, len(ends)), list(columns)):
+        size = sum(metadata.row_group(group).total_byte_size for group in range(len(ends)))
+        rows = max(1, min(ROWS, BATCH_BYTES * metadata.num_rows // max(1, size)))
+        for batch in parquet_file.iter_batches(rows, range(first, len(ends)), list(columns)):
             skip = min(max(0, start - row), len(batch))
             if skip < len(batch):
                 yield row + skip, batch.slice(skip)

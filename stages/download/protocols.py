@@ -4,7 +4,7 @@ Pure functions over arrays; the counts are those that papers report (methods.md,
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -131,23 +131,36 @@ def assign(
         is_query = candidates if wanted is None else draw.total("query", "queries", wanted, candidates, where)
 
     rest = usable & ~(is_query if split is None else candidates)
+    is_train = _draw_train(draw, protocol, counts, rest) if protocol.train_apart else None
+    if is_train is not None:
+        rest = rest & ~is_train
     wanted = counts.database or protocol.database
     left = f"{rest.sum():,} images that are no queries"
     is_database = rest if wanted is None else draw.total("database", "database", wanted, rest, left)
     if not is_database.any():
         raise InputError(f"dataset: no image is left for the database beside {is_query.sum():,} queries; use fewer")
+    if is_train is None:
+        is_train = _draw_train(draw, protocol, counts, is_database)
+    return Splits(_name_of(protocol, counts), protocol.cutoffs, is_query, is_database, is_train)
 
-    left = f"{is_database.sum():,} images of the database"
+
+def _name_of(protocol: Protocol, counts: Counts) -> str:
+    """The protocol's name, and the counts that replace its own: it is another one then."""
+    replaced = [
+        f"{key} {count}" for key, count in asdict(counts).items() if count not in (None, getattr(protocol, key))
+    ]  # fmt: skip
+    return f"{protocol.name} ({', '.join(replaced)})" if replaced else protocol.name
+
+
+def _draw_train(draw: "_Draw", protocol: Protocol, counts: Counts, among: np.ndarray) -> np.ndarray:
+    """The training images, bool (n,), out of `among`."""
+    left = f"{among.sum():,} images of the database"
     wanted = counts.train or protocol.train
     if counts.train is None and protocol.train_at_most:
-        wanted = min(wanted, int(is_database.sum()))
+        wanted = min(wanted, int(among.sum()))
     if counts.train is None and protocol.train_per_class is not None:
-        is_train = draw.per_class("training", protocol.train_per_class, is_database, left)
-    else:
-        is_train = is_database if wanted is None else draw.total("training", "train", wanted, is_database, left)
-    if protocol.train_apart:
-        is_database = is_database & ~is_train
-    return Splits(protocol.name, protocol.cutoffs, is_query, is_database, is_train)
+        return draw.per_class("training", protocol.train_per_class, among, left)
+    return among if wanted is None else draw.total("training", "train", wanted, among, left)
 
 
 @dataclass(frozen=True)

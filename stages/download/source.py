@@ -1,12 +1,14 @@
 """What every data set gives to the stage: a few facts and a stream of encoded images."""
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 #: Encoded images with more bytes than this are not read: they would not fit a row group.
 MAX_BYTES = 64 * 2**20
@@ -29,6 +31,7 @@ class Record(NamedTuple):
         problem: why there is no usable `data`, else "".
         origin: where exactly it is, when `path` does not tell.
         features: float32 (d,), instead of `data`, in a collection of features.
+        pixels: digest of the pixels where `data` was encoded here: another version of the encoder gives other bytes.
     """
 
     data: bytes
@@ -38,6 +41,15 @@ class Record(NamedTuple):
     problem: str = ""
     origin: str = ""
     features: np.ndarray | None = None
+    pixels: bytes = b""
+
+
+def encoded(pixels: np.ndarray, path: str, labels: tuple[int, ...], split: str = "") -> Record:
+    """The record of an image that comes as pixels: uint8 (h, w, 3), or (h, w) for a grey one. It is coded as PNG."""
+    coded = io.BytesIO()
+    Image.fromarray(pixels).save(coded, "PNG", compress_level=1)
+    digest = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest()
+    return Record(coded.getvalue(), path, labels, split, pixels=digest)
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class Source:
         identity: tells the source from another state of itself, where `digests` do not.
         notes: what a user should know of this copy, one sentence each: counts that differ, names without a file.
         has_pixels: False where the records have features instead.
+        absent: names of images that are listed, but not there; they are no records.
     """
 
     name: str
@@ -68,6 +81,7 @@ class Source:
     identity: str = ""
     notes: Sequence[str] = ()
     has_pixels: bool = True
+    absent: Sequence[str] = ()
 
 
 def file_states(files: Iterable[Path]) -> str:

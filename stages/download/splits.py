@@ -1,7 +1,8 @@
 """Split files: which images are queries, database and training set, small enough to be shared.
 
-A JSON object with ids as runs ("0-9,12"), the protocol, and two digests: ``content`` of the images that the ids mean,
-``digest`` of the splits themselves. ``data/splits.json`` is one; ``dataset.splits`` takes one.
+A JSON object with ids as runs ("0-9,12"), the protocol, and digests: ``content`` of the images that the ids mean,
+``digest`` of the splits themselves, ``checksum`` of all of it. ``data/splits.json`` is one, ``dataset.splits`` takes
+one.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts import write_json
+from stages.artifacts import fingerprint, write_json
 from stages.errors import InputError
 
 FORMAT = "conceptbits splits 1"
@@ -64,11 +65,12 @@ def write_splits(splits: Splits, dataset: str, content: str, path: Path) -> None
         content: digest of its images.
         path: the file.
     """
-    write_json(path, {
+    facts = {
         "format": FORMAT, "dataset": dataset, "content": content, "images": len(splits.is_query),
         "protocol": splits.protocol, "cutoffs": list(splits.cutoffs), "digest": splits.digest,
         **{name.removeprefix("is_"): _runs(mask) for name, mask in splits.columns.items()},
-    })  # fmt: skip
+    }  # fmt: skip
+    write_json(path, facts | {"checksum": fingerprint(facts)})
 
 
 def read_splits(path: Path, content: str, n_images: int) -> Splits:
@@ -82,7 +84,7 @@ def read_splits(path: Path, content: str, n_images: int) -> Splits:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{where}: cannot be read ({error.strerror}); give another run's data/splits.json") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{where}: no split file (its 'format' is not {FORMAT!r})")
@@ -98,9 +100,9 @@ def read_splits(path: Path, content: str, n_images: int) -> Splits:
         splits = Splits(_text(found["protocol"]), _cutoffs(found["cutoffs"]), **masks)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: {' '.join(str(error).split())[:200]}; get it from its source again") from None
-    if splits.digest != found.get("digest"):
-        told = str(found.get("digest"))
-        raise InputError(f"{where}: changed since it was written (digest {splits.digest[:12]}, it says {told[:12]})")
+    told = found.pop("checksum", None)
+    if splits.digest != found.get("digest") or fingerprint(found) != told:
+        raise InputError(f"{where}: changed since it was written; get it from its source again")
     return splits
 
 

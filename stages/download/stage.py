@@ -10,6 +10,7 @@ from stages.artifacts import (
     IMAGES,
     SPLITS,
     Provenance,
+    fingerprint,
     library_versions,
     replacing_directory,
     resume_directory,
@@ -30,6 +31,9 @@ from stages.workers import cores
 SKIPPED = Path("reports/skipped.csv")
 NEAR_DUPLICATES = Path("reports/near_duplicates.csv")
 
+#: Options that change nothing in the result, and may tell what is nobody else's business.
+ELSEWHERE = {"mirrors", "workers", "max_skipped"}
+
 
 def run(params: Params) -> None:
     """Run the stage.
@@ -41,20 +45,22 @@ def run(params: Params) -> None:
     options = params.dataset
     source = DATASETS[options.name](options)
     # What was verified serves every protocol, so the protocol is not among what it is known by.
-    state = (source.name, source.source, source.identity, source.digests, source.class_names, source.size)
+    state = (source.name, source.source, source.identity, source.digests, source.class_names, source.size,
+             library_versions("pillow", "pyarrow", "simplejpeg"))  # fmt: skip
     work = resume_directory("download", state)
     workers = options.workers or cores()
     verified = verify(source, work, workers)
-    write_skipped(verified.skipped, SKIPPED)
+    write_skipped([*verified.skipped, *((name, "is listed, but not there") for name in source.absent)], SKIPPED)
     require_enough(verified, source.source, options.max_skipped)
     splits = split(verified, options)
     pairs = report_near_duplicates(verified, splits)
     dataset = describe(source, verified, splits, pairs)
     provenance = Provenance(
-        stage="download", dataset=dataset.digest, params=params.model_dump(mode="json"),
+        stage="download", dataset=dataset.digest, params=params.model_dump(mode="json", exclude={"dataset": ELSEWHERE}),
         versions=library_versions("numpy", "pillow", "pyarrow"),
     )  # fmt: skip
-    files = write_shards(verified.parts, splits.columns, work / dataset.digest, dataset, provenance, workers)
+    shards = fingerprint([asdict(dataset), asdict(provenance)])
+    files = write_shards(verified.parts, splits.columns, work / shards, dataset, provenance, workers)
     with replacing_directory(IMAGES) as directory:
         for file in files:
             shutil.move(file, directory / file.name)
@@ -69,7 +75,7 @@ def run(params: Params) -> None:
 def split(verified: Verified, options: DatasetOptions) -> Splits:
     """The splits of the split file or of the protocol that `options` name."""
     if options.splits is not None:
-        return read_splits(Path(options.splits), verified.content, len(verified.labels))
+        return read_splits(Path(options.splits).expanduser(), verified.content, len(verified.labels))
     protocol = choose(options.protocol, options.name, verified.source_split)
     counts = Counts(options.queries, options.database, options.train)
     return assign(protocol, verified.labels, verified.source_split, options.seed, counts)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stages.artifacts import replacing
 from stages.download.near_duplicates import HASH_BYTES, THUMBNAIL, perceptual_hashes
@@ -64,7 +63,7 @@ def verify(source: Source, directory: Path, workers: int) -> Verified:
     """Read what the parts in `directory` lack of `source`, with `workers` processes.
 
     Raises:
-        InputError: what reading the source raises; more records than promised, or more classes than a label can count.
+        InputError: what reading the source raises; not as many records as promised; too many classes for a label.
         OutsideError: a worker was killed.
     """
     if len(source.class_names) > np.iinfo(np.int16).max:
@@ -78,7 +77,13 @@ def verify(source: Source, directory: Path, workers: int) -> Verified:
         for known in run_workers(partial(_write_parts, source, parts), shares, "verifying images"):
             n_skipped += len(known.skipped)
             bar.advance(known.records, f"{n_skipped} skipped" if n_skipped else "")
-    return _collected(parts, source.class_names)
+    verified, n_records = _collected(parts, source.class_names)
+    if n_records != source.size:
+        raise InputError(
+            f"{source.source}: has {n_records:,} records, but promised {source.size:,}; get it again, and change "
+            f"nothing there while it is read"
+        )
+    return verified
 
 
 class _Known(NamedTuple):
@@ -95,9 +100,8 @@ def _write_parts(source: Source, parts: Sequence[Path], numbers: Sequence[int]) 
     for before, number in pairwise([-2, *numbers]):
         if number != before + 1:
             records = iter(source.records(number * PART_ROWS))
-        yield _write_part(islice(records, PART_ROWS), parts[number])
-    if numbers and numbers[-1] == len(parts) - 1 and next(records, None) is not None:
-        raise InputError(f"{source.source}: has more than the {source.size:,} records that it promised")
+        # The last one takes all that is left, so that too much of it shows.
+        yield _write_part(islice(records, None if number == len(parts) - 1 else PART_ROWS), parts[number])
 
 
 def _write_part(records: Iterable[Record], path: Path) -> _Known:
@@ -111,7 +115,7 @@ def _write_part(records: Iterable[Record], path: Path) -> _Known:
             n_records += len(listed)
             skipped += [(r.origin or r.path, problem) for r, problem in zip(listed, problems, strict=True) if problem]
             if len(batch):
-                _add_content(content, batch)
+                _add_content(content, batch, listed, problems)
                 writer = writer or stack.enter_context(pa.ipc.new_file(temporary, batch.schema))
                 writer.write_batch(batch)
                 none = batch.slice(0, 0)
@@ -190,22 +194,24 @@ def _batch(records: list[Record], problems: list[str], hashes: np.ndarray) -> pa
     return pa.record_batch(columns)
 
 
-def _add_content(content: "hashlib._Hash", batch: pa.RecordBatch) -> None:
-    """Add labels and images (or features) to a running hash."""
+def _add_content(
+    content: "hashlib._Hash", batch: pa.RecordBatch, records: list[Record], problems: list[str]
+) -> None:
+    """Add the labels and the images (or features) of the usable records to a running hash."""
     labels = batch["labels"]
     content.update(np.diff(labels.offsets).astype("<i8").tobytes())
     content.update(labels.flatten().to_numpy().astype("<i8").tobytes())
     if "features" in batch.schema.names:
         content.update(batch["features"].flatten().to_numpy().astype("<f4").tobytes())
         return
-    images = batch["image"].field("bytes")
-    content.update(pc.binary_length(images).to_numpy().astype("<i8").tobytes())
+    images = [r.pixels or r.data for r, problem in zip(records, problems, strict=True) if not problem]
+    content.update(np.fromiter(map(len, images), dtype="<i8").tobytes())
     for image in images:
-        content.update(image.as_buffer())
+        content.update(image)
 
 
-def _collected(paths: list[Path], class_names: tuple[str, ...]) -> Verified:
-    """All that the parts say beside the images."""
+def _collected(paths: list[Path], class_names: tuple[str, ...]) -> tuple[Verified, int]:
+    """All that the parts say beside the images, and the number of records that went into them."""
     parts: list[_Known] = []
     batches: list[pa.RecordBatch] = []
     for path in paths:
@@ -217,7 +223,7 @@ def _collected(paths: list[Path], class_names: tuple[str, ...]) -> Verified:
     labels = pa.chunked_array([batch["labels"] for batch in batches], SCHEMA.field("labels").type)
     splits = pa.chunked_array([batch["split"] for batch in batches], pa.string())
     has_pixels = bool(batches) and "hash" in batches[0].schema.names
-    return Verified(
+    verified = Verified(
         parts=paths,
         labels=_multi_hot(labels, len(class_names)),
         source_split=np.array(splits.to_pylist(), dtype=str),
@@ -225,6 +231,7 @@ def _collected(paths: list[Path], class_names: tuple[str, ...]) -> Verified:
         skipped=[(name, reason) for name, reason in chain.from_iterable(part.skipped for part in parts)],
         content=content.hexdigest(),
     )
+    return verified, sum(part.records for part in parts)
 
 
 def _hashes(packed: pa.FixedSizeBinaryArray) -> np.ndarray:

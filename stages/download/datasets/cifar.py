@@ -1,17 +1,14 @@
 """CIFAR-10 and CIFAR-100 from the official archives: batches of images as Python 2 pickles in a tar.gz."""
 
-import io
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-
-from PIL import Image
 
 from stages.download.archives import open_members
 from stages.download.config import DatasetOptions
 from stages.download.datasets.cifar_batches import read_batch
 from stages.download.fetch import Published, fetch
-from stages.download.source import Record, Source
+from stages.download.source import Record, Source, encoded
 from stages.errors import InputError
 
 #: The official page, and where it forwards to.
@@ -93,8 +90,6 @@ def _records(archive: Path, batches: Mapping[str, str], key: bytes, n_classes: i
         skip = min(max(start - number, 0), len(labels))
         number += len(labels)
         for image, label, name in zip(pixels[skip:], labels[skip:], names[skip:], strict=True):
-            coded = io.BytesIO()
-            Image.fromarray(image).save(coded, "PNG", compress_level=1)
-            yield Record(coded.getvalue(), name, (label,), batches[member])
+            yield encoded(image, name, (label,), batches[member])
     if missing:
         raise InputError(f"{archive}: lacks {', '.join(sorted(missing))}; get the official archive")

@@ -64,7 +64,7 @@ def _coco(options: DatasetOptions, year: str) -> Source:
     paths = (f"annotations/annotations_trainval{year}.zip", *(f"zips/{kind}{year}.zip" for kind in SPLITS))
     fetched = {path: fetch(FILES[path], options.mirrors) for path in paths}
     annotations = _annotations(fetched[paths[0]].path, year)
-    parts, notes = [], []
+    parts, notes, missing = [], [], []
     for kind, path in zip(SPLITS, paths[1:], strict=True):
         archive, said = fetched[path].path, annotations[kind]
         labels = {f"{kind}{year}/{name}": labels for name, labels in said.labels.items()}
@@ -73,6 +73,7 @@ def _coco(options: DatasetOptions, year: str) -> Source:
         if absent := [name for name in labels if name not in there]:
             count = f"{len(absent):,} of {len(labels):,} images of the {SPLITS[kind]} split"
             notes.append(f"{count} are not in {archive} (first: {absent[0][:100]!r})")
+            missing += absent
         if said.strangers:
             notes.append(f"annotations of the {SPLITS[kind]} split name {said.strangers:,} images that are not listed")
     size = sum(len(part.labels) for part in parts)
@@ -87,6 +88,7 @@ def _coco(options: DatasetOptions, year: str) -> Source:
         records=partial(_records, parts),
         digests={FILES[path].name: file.sha256 for path, file in fetched.items()},
         notes=notes,
+        absent=missing,
     )
 
 

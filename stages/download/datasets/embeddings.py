@@ -11,7 +11,7 @@ import numpy as np
 from stages.download.config import DatasetOptions, required_path
 from stages.download.feature_files import FeatureFile, array_file, labels_beside
 from stages.download.feature_tables import accompanied, table_file
-from stages.download.files import find_files, split_of
+from stages.download.files import find_files, split_of, text
 from stages.download.parquet_columns import distinct, row_labels
 from stages.download.source import SPLIT_NAMES, Record, Source, file_states
 from stages.errors import InputError
@@ -99,7 +99,7 @@ def _numbered(directory: Path, suffix: str) -> dict[int, Path]:
 def _records(files: Sequence[FeatureFile], base: Path, values: np.ndarray, start: int) -> Iterator[Record]:
     for file in files:
         if start < file.rows:
-            yield from _file_records(file, file.path.relative_to(base).as_posix(), values, start)
+            yield from _file_records(file, text(file.path.relative_to(base).as_posix()), values, start)
         start = max(0, start - file.rows)
 
 

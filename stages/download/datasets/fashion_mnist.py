@@ -1,6 +1,5 @@
 """Fashion-MNIST from the official files: grey images of 28x28 pixels."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -8,12 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from stages.download.config import DatasetOptions
 from stages.download.datasets.idx import damaged, read_idx
 from stages.download.fetch import Published, fetch
-from stages.download.source import Record, Source
+from stages.download.source import Record, Source, encoded
 
 #: The official place, and the repository of its authors.
 HOSTS = (
@@ -85,6 +83,4 @@ def _part_records(part: _Part, start: int) -> Iterator[Record]:
         raise damaged(part.labels, f"has label {labels.max()}, expected 0 to {len(CLASSES) - 1}")
     images = chain.from_iterable(read_idx(part.images, (part.size, 28, 28), start))
     for number, pixels in enumerate(images, start):
-        coded = io.BytesIO()
-        Image.fromarray(pixels).save(coded, "PNG", compress_level=1)
-        yield Record(coded.getvalue(), f"{part.kind}-{number:05d}.png", (int(labels[number]),), part.split)
+        yield encoded(pixels, f"{part.kind}-{number:05d}.png", (int(labels[number]),), part.split)

@@ -64,6 +64,7 @@ def mirflickr25k(options: DatasetOptions) -> Source:
         records=partial(_records, images.path, wanted),
         digests={IMAGES.name: images.sha256, ANNOTATIONS.name: annotations.sha256},
         notes=notes,
+        absent=absent,
     )
 
 

@@ -45,7 +45,7 @@ def nuswide(options: DatasetOptions) -> Source:
         raise InputError(f"dataset.labels: {options.labels} is not allowed: 'nuswide' has 10, 21 or 81")
     if options.path is None:
         raise InputError(f"dataset.path is missing. {LAYOUT}")
-    root = Path(options.path)
+    root = Path(options.path).expanduser()
     lists = read_lists(root, classes)
     folder = root / "Flickr" if (root / "Flickr").is_dir() else root
     places = _places(lists.names, folder)
@@ -71,6 +71,7 @@ def nuswide(options: DatasetOptions) -> Source:
         records=partial(_records, os.path.realpath(folder), images),
         identity=f"{_digest(lists)} {file_states(Path(image.file) for image in images)}",
         notes=notes,
+        absent=[name for name, place in zip(lists.names, places, strict=True) if not place],
     )
 
 

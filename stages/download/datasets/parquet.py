@@ -9,7 +9,7 @@ import numpy as np
 from stages.artifacts import sha256
 from stages.download.config import DatasetOptions, required_path
 from stages.download.datasets.parquet_hub import HUB, Found, find_on_the_hub
-from stages.download.files import find_files
+from stages.download.files import find_files, text
 from stages.download.image_parquet import Layout, distinct_labels, read_layout, read_records
 from stages.download.source import Record, Source
 from stages.errors import InputError
@@ -64,6 +64,6 @@ def _records(
 
 def _on_this_machine(path: str) -> Found:
     paths, base = find_files(path, (".parquet",), "Parquet file")
-    files = {file.relative_to(base).as_posix(): file for file in paths}
+    files = {text(file.relative_to(base).as_posix()): file for file in paths}
     digests = {name: sha256(file) for name, file in track(files.items(), "read digests", len(files))}
-    return Found(files, digests, name=base.resolve().name, source=path)
+    return Found(files, digests, name=text(base.resolve().name), source=text(path))

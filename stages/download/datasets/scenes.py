@@ -1,14 +1,11 @@
 """The embedded data set: rendered scenes."""
 
-import io
 from collections.abc import Iterator
 from functools import partial
 
-from PIL import Image
-
 from stages.download.config import DatasetOptions
 from stages.download.protocols import PROTOCOLS
-from stages.download.source import Record, Source
+from stages.download.source import Record, Source, encoded
 from stages.scenes.catalogue import SHOWN
 from stages.scenes.render import render_scene
 
@@ -32,7 +29,5 @@ def _records(seed: int, count: int, start: int) -> Iterator[Record]:
     index_of = {name: index for index, name in enumerate(SHOWN)}
     for index in range(start, count):
         scene = render_scene(seed, index)
-        coded = io.BytesIO()
-        Image.fromarray(scene.pixels).save(coded, "PNG", compress_level=1)
         labels = tuple(sorted(index_of[name] for name in scene.labels))
-        yield Record(coded.getvalue(), f"scene-{index:06d}.png", labels)
+        yield encoded(scene.pixels, f"scene-{index:06d}.png", labels)

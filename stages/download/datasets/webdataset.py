@@ -104,7 +104,7 @@ def _records(
             split = split_of(name)
             for sample in read_samples(shard, start):
                 labels = tuple(index_of[label] for label in labels_of(sample))
-                problem = "" if sample.image else f"has no image, only {', '.join(sample.endings)[:60]}"
+                problem = "" if sample.image else text(f"has no image, only {', '.join(sample.endings)[:60]}")
                 origin = text(f"{name}#{sample.image or sample.key}")
                 yield Record(sample.data, text(sample.key), labels, split, problem, origin)
         start = max(0, start - count)
