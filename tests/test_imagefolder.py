@@ -189,6 +189,12 @@ def test_archive(tmp_path, kind):
     ]  # fmt: skip
 
 
+def test_archive_with_one_split_alone(tmp_path):
+    members = {"set/train/dog/1.png": picture(0), "set/train/cat/1.png": picture(1)}
+    source = folder(pack(tmp_path / "archive", members, "tar"))
+    assert source.class_names == ("cat", "dog") and {record.split for record in source.records(0)} == {"train"}
+
+
 def test_hostile_archive(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("../../x.png"))

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path, PurePosixPath
 
 from stages.download.archives import member_names, read_members
@@ -80,9 +80,10 @@ def _label_and_split(name: str, has_splits: bool) -> tuple[str, str]:
 
 
 def _unwrapped(names: Sequence[str]) -> list[str]:
-    """`names` without the top folders that all of them share."""
+    """`names` without the top folders that all of them share, up to one that is named like a split."""
     shared = os.path.commonpath([name.rpartition("/")[0] for name in names]) if names else ""
-    return [name.removeprefix(f"{shared}/") for name in names]
+    folders = list(takewhile(lambda folder: folder.lower() not in SPLIT_NAMES, shared.split("/")))
+    return [name.removeprefix(f"{'/'.join(folders)}/") for name in names]
 
 
 def _is_image(name: str) -> bool:
