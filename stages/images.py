@@ -226,6 +226,23 @@ def read_dataset(path: Path = DATASET) -> Dataset:
         raise damaged(path, "has other fields than those of a data set") from None
 
 
+def multi_hot(labels: pa.ChunkedArray, n_classes: int) -> np.ndarray:
+    """Lists of classes as bool (n, n_classes).
+
+    Raises:
+        IndexError: a class is not one of the `n_classes`.
+    """
+    hot = np.zeros((len(labels), n_classes), dtype=bool)
+    first = 0
+    for chunk in labels.chunks:
+        classes = chunk.flatten().to_numpy()
+        if (classes < 0).any():  # would count from the end
+            raise IndexError("a class below 0")
+        hot[first + np.repeat(np.arange(len(chunk)), np.diff(chunk.offsets)), classes] = True
+        first += len(chunk)
+    return hot
+
+
 class ImageShards:
     """The image shards of a directory, read lazily, in id order.
 
@@ -293,14 +310,11 @@ class ImageShards:
 
     def labels(self, n_classes: int) -> np.ndarray:
         """Labels of all images as a multi-hot array, bool (n_images, n_classes), row = id."""
-        column = self.columns(["labels"])["labels"].combine_chunks()
-        hot = np.zeros((len(column), n_classes), dtype=bool)
-        rows = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
-        classes = column.flatten().to_numpy()
-        if len(classes) and not (classes.min() >= 0 and classes.max() < n_classes):
-            raise damaged(self.directory, f"has labels beyond the {n_classes} classes of {DATASET}")
-        hot[rows, classes] = True
-        return hot
+        labels = self.columns(["labels"])["labels"]
+        try:
+            return multi_hot(labels, n_classes)
+        except IndexError:
+            raise damaged(self.directory, f"has labels beyond the {n_classes} classes of {DATASET}") from None
 
 
 def read_row_group(file: Path, group: int) -> Iterator[tuple[int, bool, bytes]]:

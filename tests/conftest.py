@@ -33,6 +33,15 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     return path
 
 
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, for what runs a stage in this process and for what tries to write."""
+    place = tmp_path / "work"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
 @pytest.fixture(scope="session")
 def run_stages() -> Iterator[StageRunner]:
     """Runs the command line in a directory, see :class:`stage_runner.StageRunner`."""

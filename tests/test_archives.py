@@ -41,6 +41,15 @@ def tar_with(path: Path, change: Callable[[tarfile.TarInfo], None], content: byt
     return path
 
 
+def damaged_archive(path: Path, mode: str) -> Path:
+    """:data:`FILES` as an archive whose middle byte is another one."""
+    write_zip(path, FILES) if mode == "zip" else write_tar(path, FILES, mode)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    return path
+
+
 def refused(path: Path, match: str) -> None:
     """Listing and reading (the innocent member only) both fail with one line that names the archive."""
     for use in (member_names, lambda p: list(read_members(p, {"good.png"}))):
@@ -97,9 +106,7 @@ def test_hostile_name(tmp_path, kind, name, reason):
     assert sorted(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
-)
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_tar_with_other_than_plain_files(tmp_path, kind):
     def change(info: tarfile.TarInfo) -> None:
         info.type, info.linkname, info.devmajor, info.devminor = kind, "good.png", 1, 3
@@ -194,11 +201,7 @@ def test_tar_with_garbage_between_two_members(tmp_path):
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "zip"])
 def test_flipped_bits(tmp_path, mode):
-    path = tmp_path / "archive"
-    write_zip(path, FILES) if mode == "zip" else write_tar(path, FILES, mode)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
+    path = damaged_archive(tmp_path / "archive", mode)
     with pytest.raises(InputError, match=r"archive.*(truncated or corrupt|refused)"):
         list(read_members(path, FILES))
 
@@ -257,11 +260,7 @@ def test_stream_that_is_not_read_to_its_end(tmp_path, mode):
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:xz", "zip"])
 def test_damage_within_a_stream(tmp_path, mode):
-    path = tmp_path / "archive"
-    write_zip(path, FILES) if mode == "zip" else write_tar(path, FILES, mode)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
+    path = damaged_archive(tmp_path / "archive", mode)
     with pytest.raises(InputError, match=r"archive.*truncated or corrupt"):
         for _, stream in open_members(path, {"set/a.png"}, len(NOISE)):
             while stream.read(1000):

@@ -21,13 +21,8 @@ from stages.errors import InputError, OutsideError
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch) -> Path:
-    """The current directory: empty, for pickles that try to write."""
-    place = tmp_path / "work"
-    place.mkdir()
-    monkeypatch.chdir(place)
+def few_images(workplace, monkeypatch) -> None:
     monkeypatch.setattr(adapter, "N_IMAGES", 120)
-    return place
 
 
 @pytest.fixture

@@ -16,13 +16,7 @@ from stages.download import shards
 from stages.download.stage import run
 from stages.images import ImageShards, read_dataset
 
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch) -> Path:
-    place = tmp_path / "work"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    return place
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def test_command_says_one_line(tmp_path):
@@ -61,7 +55,7 @@ def test_full_disk_while_the_result_is_written(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards, "_write_shard", full)
+    monkeypatch.setattr(shards, "_write", full)
     with pytest.raises(OSError, match="No space left"):
         run(params("scenes", seed=1, **TINY))
     assert {file: file.read_bytes() for file in (*IMAGES.iterdir(), DATASET, SPLITS)} == before

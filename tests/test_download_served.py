@@ -22,12 +22,7 @@ m.IMAGES, t.BACK_OFF = replace(m.IMAGES, digest=None), 0.01
 LABELS = {"sky": [1, 2, 3, 4, 5, 6, 7, 8, 9, 20], "sea": [2, 4, 11, 12], "dog": [15], "dog_r1": [15]}
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "work"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    return place
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.fixture
@@ -90,9 +85,12 @@ def test_another_file_than_the_first_time_is_refused(server, tmp_path):
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_server_that_does_not_have_it(server, status):
     server.statuses = [status] * 20
-    nowhere = UNVOUCHED + """
+    nowhere = (
+        UNVOUCHED
+        + """
 m.IMAGES = replace(m.IMAGES, urls=("http://127.0.0.1:9/mirflickr25k.zip",))
 m.ANNOTATIONS = replace(m.ANNOTATIONS, urls=("http://127.0.0.1:9/mirflickr25k_annotations_v080.zip",))
 """
+    )
     message = one_line(run_script("mirflickr25k", options(server), nowhere), 1)
     assert f"HTTP {status}" in message and server.url in message and "http://127.0.0.1:9/" in message

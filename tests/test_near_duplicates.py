@@ -81,7 +81,7 @@ def test_hashes_are_those_of_the_definition():
 def test_nearest_is_the_nearest():
     rng = np.random.default_rng(0)
     queries, database = (rng.integers(0, 256, (n, 32), dtype=np.uint8) for n in (30, 200))
-    distances, rows = nearest(queries, database)
+    distances, rows = nearest(queries, database, 2)
     exact = np.bitwise_count(queries[:, None] ^ database).sum(-1)
     np.testing.assert_array_equal(distances, exact.min(axis=1))
     np.testing.assert_array_equal(exact[np.arange(30), rows], distances)
@@ -93,7 +93,7 @@ def test_pairs_are_across_the_split_and_nearest_first():
     all_hashes[4] = all_hashes[0]  # a copy of query 0 in the database
     all_hashes[1], all_hashes[5] = 255, 254  # 32 bits differ
     all_hashes[2] = all_hashes[3] = 170  # both queries: no pair
-    pairs = near_duplicates(all_hashes, np.array([0, 1, 2, 3]), np.array([4, 5]))
+    pairs = near_duplicates(all_hashes, np.array([0, 1, 2, 3]), np.array([4, 5]), 2)
     assert pairs == [(0, 4, 0), (1, 5, 32)]
 
 

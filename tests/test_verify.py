@@ -20,14 +20,7 @@ from stages.download.stage import SKIPPED, run
 from stages.errors import InputError
 from stages.images import read_dataset
 
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch) -> Path:
-    place = tmp_path / "work"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    return place
-
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def solid(width: int, height: int) -> bytes:

@@ -1,12 +1,8 @@
 """Images that look the same, by perceptual hash, on both sides of the split between queries and database."""
 
-import csv
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-
-from stages.artifacts import replacing
 
 #: Width and height of the thumbnails that are hashed, and how many frequencies of each direction are kept.
 THUMBNAIL = (32, 32)
@@ -34,7 +30,7 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     """
     basis = _cosines()
     frequencies = basis @ thumbnails.astype(np.float32) @ basis.T
-    return np.packbits(frequencies.reshape(len(thumbnails), -1) > 0, axis=1)
+    return np.packbits(frequencies.reshape(-1, FREQUENCIES**2) > 0, axis=1)
 
 
 @cache
@@ -44,31 +40,26 @@ def _cosines() -> np.ndarray:
     return np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * places).astype(np.float32)
 
 
-def nearest(queries: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest(queries: np.ndarray, database: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
     """For each query hash uint8 (q, 32) its nearest among `database` (n, 32): distances in bits and rows, int (q,)."""
     import faiss
 
+    faiss.omp_set_num_threads(threads)
     index = faiss.IndexBinaryFlat(8 * HASH_BYTES)
     index.add(np.ascontiguousarray(database))
     distances, rows = index.search(np.ascontiguousarray(queries), 1)
     return distances[:, 0], rows[:, 0]
 
 
-def near_duplicates(hashes: np.ndarray, query_id: np.ndarray, database_id: np.ndarray) -> list[tuple[int, int, int]]:
+def near_duplicates(
+    hashes: np.ndarray, query_id: np.ndarray, database_id: np.ndarray, threads: int
+) -> list[tuple[int, int, int]]:
     """(query, database image, differing bits) of every query with a near-duplicate in the database, nearest first.
 
     Args:
-        hashes: uint8 (n, 32) of all images; query_id, database_id: rows of it.
+        hashes: uint8 (n, 32) of all images; query_id, database_id: rows of it. threads: that search.
     """
-    distances, rows = nearest(hashes[query_id], hashes[database_id])
+    distances, rows = nearest(hashes[query_id], hashes[database_id], threads)
     order = np.argsort(distances, kind="stable")
     order = order[: np.count_nonzero(distances <= RADIUS)]
     return [(int(query_id[i]), int(database_id[rows[i]]), int(distances[i])) for i in order]
-
-
-def write_near_duplicates(pairs: list[tuple[int, int, int]], names: dict[int, str], path: Path) -> None:
-    """Write the first :data:`EXAMPLES` pairs as CSV, atomically; `names`: image id to its name in the source."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("query", "database", "differing_bits", "query_name", "database_name"))
-        writer.writerows((*pair, names[pair[0]], names[pair[1]]) for pair in pairs[:EXAMPLES])

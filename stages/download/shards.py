@@ -1,6 +1,5 @@
 """From verified parts to the image shards: ids, split columns and metadata are put in, nothing is decoded."""
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -16,10 +15,10 @@ from stages.artifacts import PROVENANCE_KEY, Provenance, replacing
 from stages.download.verify import open_part
 from stages.images import SCHEMA, Dataset, schema_with_features
 from stages.progress import progress_bar
-from stages.workers import run_workers, shared_out
+from stages.workers import run_threads
 
 #: The limit of a shard is 256 MiB; the rest is room for its footer.
-SHARD_BYTES = 250 * 2**20
+SHARD_BYTES = 120 * 2**20
 
 
 class _Group(NamedTuple):
@@ -49,7 +48,7 @@ def write_shards(
         splits: bool (n,) by the name of the column.
         directory: where the shards go.
         dataset, provenance: what the schema's metadata tell.
-        workers: processes that write.
+        workers: threads that write.
 
     Returns:
         the shards, in order.
@@ -61,8 +60,7 @@ def write_shards(
     missing = [shard for shard in shards if not shard.path.exists()]
     with progress_bar("write shards", len(shards)) as bar:
         bar.advance(len(shards) - len(missing))
-        write = partial(_write_some, splits, schema)
-        for _ in run_workers(write, shared_out(missing, workers), "writing shards"):
+        for _ in run_threads(partial(_write, splits, schema), missing, workers):
             bar.advance()
     return [shard.path for shard in shards]
 
@@ -95,20 +93,13 @@ def _schema(part: pa.Schema, dataset: Dataset, provenance: Provenance) -> pa.Sch
     })  # fmt: skip
 
 
-def _write_some(splits: Mapping[str, np.ndarray], schema: pa.Schema, shards: Sequence[_Shard]) -> Iterator[Path]:
-    for path, groups in shards:
-        with replacing(path) as temporary:
-            _write_shard(groups, splits, temporary, schema)
-        yield path
-
-
-def _write_shard(groups: Sequence[_Group], splits: Mapping[str, np.ndarray], path: Path, schema: pa.Schema) -> None:
+def _write(splits: Mapping[str, np.ndarray], schema: pa.Schema, shard: _Shard) -> None:
     # Pixels are compressed already, and a dictionary or statistics of them would only be ballast.
-    with pq.ParquetWriter(
-        path, schema, use_dictionary=False, write_statistics=["id"],
+    with replacing(shard.path) as temporary, pq.ParquetWriter(
+        temporary, schema, use_dictionary=False, write_statistics=["id"],
         compression={"image.bytes": "NONE", "image.path": "ZSTD"},
     ) as writer:  # fmt: skip
-        for part, number, first, rows in groups:
+        for part, number, first, rows in shard.groups:
             batch = open_part(part).get_batch(number)
             ids = np.arange(first, first + rows)
             columns = {name: batch[name] for name in schema.names if name in batch.schema.names}
@@ -131,12 +122,3 @@ def _hub_features(dataset: Dataset, dim: int | None) -> dict[str, Any]:
 
 def _value(dtype: str) -> dict[str, str]:
     return {"dtype": dtype, "_type": "Value"}
-
-
-def write_skipped(skipped: Iterable[tuple[str, str]], path: Path) -> None:
-    """Write the list of unreadable images as CSV (source, reason), atomically."""
-    with replacing(path) as temporary:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("source", "reason"))
-            writer.writerows(skipped)

@@ -14,13 +14,14 @@ from stages.artifacts import (
     library_versions,
     replacing_directory,
     resume_directory,
+    write_csv,
     write_json,
 )
 from stages.download.config import DatasetOptions, Params
-from stages.download.near_duplicates import near_duplicates, write_near_duplicates
+from stages.download.near_duplicates import EXAMPLES, near_duplicates
 from stages.download.protocols import Counts, assign, choose
 from stages.download.registry import DATASETS
-from stages.download.shards import write_shards, write_skipped
+from stages.download.shards import write_shards
 from stages.download.source import Source
 from stages.download.splits import Splits, read_splits, write_splits
 from stages.download.verify import Verified, names_of, verify
@@ -50,10 +51,11 @@ def run(params: Params) -> None:
     work = resume_directory("download", state)
     workers = options.workers or cores()
     verified = verify(source, work, workers)
-    write_skipped([*verified.skipped, *((name, "is listed, but not there") for name in source.absent)], SKIPPED)
+    absent = ((name, "is listed, but not there") for name in source.absent)
+    write_csv(SKIPPED, ("source", "reason"), [*verified.skipped, *absent])
     require_enough(verified, source.source, options.max_skipped)
     splits = split(verified, options)
-    pairs = report_near_duplicates(verified, splits)
+    pairs = report_near_duplicates(verified, splits, workers)
     dataset = describe(source, verified, splits, pairs)
     provenance = Provenance(
         stage="download", dataset=dataset.digest, params=params.model_dump(mode="json", exclude={"dataset": ELSEWHERE}),
@@ -81,13 +83,16 @@ def split(verified: Verified, options: DatasetOptions) -> Splits:
     return assign(protocol, verified.labels, verified.source_split, options.seed, counts)
 
 
-def report_near_duplicates(verified: Verified, splits: Splits) -> list[tuple[int, int, int]] | None:
+def report_near_duplicates(verified: Verified, splits: Splits, workers: int) -> list[tuple[int, int, int]] | None:
     """Write ``reports/near_duplicates.csv``; (query, database image, differing bits), None without pixels."""
-    if verified.hashes is None:
-        write_near_duplicates([], {}, NEAR_DUPLICATES)
-        return None
-    pairs = near_duplicates(verified.hashes, splits.is_query.nonzero()[0], splits.is_database.nonzero()[0])
-    write_near_duplicates(pairs, names_of(verified, (index for pair in pairs for index in pair[:2])), NEAR_DUPLICATES)
+    pairs = None
+    if verified.hashes is not None:
+        query_id, database_id = splits.is_query.nonzero()[0], splits.is_database.nonzero()[0]
+        pairs = near_duplicates(verified.hashes, query_id, database_id, workers)
+    listed = (pairs or [])[:EXAMPLES]
+    names = names_of(verified, (index for pair in listed for index in pair[:2]))
+    header = ("query", "database", "differing_bits", "query_name", "database_name")
+    write_csv(NEAR_DUPLICATES, header, ((*pair, names[pair[0]], names[pair[1]]) for pair in listed))
     return pairs
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,16 +24,13 @@ from stages.artifacts import replacing
 from stages.download.near_duplicates import HASH_BYTES, THUMBNAIL, perceptual_hashes
 from stages.download.source import MAX_BYTES, Record, Source
 from stages.errors import InputError
-from stages.images import SCHEMA, grey_thumbnail
+from stages.images import SCHEMA, grey_thumbnail, multi_hot
 from stages.progress import progress_bar
 from stages.workers import run_workers, shared_out
 
 #: Records of a part, and bytes of one of its batches.
 PART_ROWS = 1000
 BATCH_BYTES = 64 * 2**20
-
-#: Stands for what has no pixels.
-NO_THUMBNAIL = bytes(THUMBNAIL[0] * THUMBNAIL[1])
 
 #: Key of what is known of a part beside its images.
 PART_KEY = b"part"
@@ -95,34 +93,52 @@ class _Known(NamedTuple):
 
 
 def _write_parts(source: Source, parts: Sequence[Path], numbers: Sequence[int]) -> Iterator[_Known]:
-    """Write the parts `numbers`, in order; what follows one another is read in one go."""
+    """Write the parts `numbers`, in order; what follows one another is read in one go.
+
+    A part is brought to the disk while the next one is read.
+    """
     records: Iterator[Record] = iter(())
-    for before, number in pairwise([-2, *numbers]):
-        if number != before + 1:
-            records = iter(source.records(number * PART_ROWS))
-        # The last one takes all that is left, so that too much of it shows.
-        yield _write_part(islice(records, None if number == len(parts) - 1 else PART_ROWS), parts[number])
+    with ThreadPoolExecutor(1) as disk:
+        landing: Future[_Known] | None = None
+        for before, number in pairwise([-2, *numbers]):
+            if number != before + 1:
+                records = iter(source.records(number * PART_ROWS))
+            with ExitStack() as stack:
+                temporary = stack.enter_context(replacing(parts[number]))
+                # The last one takes all that is left, so that too much of it shows.
+                known = _write_part(islice(records, None if number == len(parts) - 1 else PART_ROWS), temporary)
+                written = stack.pop_all()
+            if landing:
+                yield landing.result()
+            landing = disk.submit(_land, written, known)
+        if landing:
+            yield landing.result()
+
+
+def _land(written: ExitStack, known: _Known) -> _Known:
+    written.close()
+    return known
 
 
 def _write_part(records: Iterable[Record], path: Path) -> _Known:
     n_records, skipped, content = 0, [], hashlib.sha256()
-    none = _batch([], [], np.empty((0, HASH_BYTES), np.uint8))
-    with replacing(path) as temporary, ExitStack() as stack:
+    none = _batch([], b"")
+    with ExitStack() as stack:
         writer: pa.RecordBatchFileWriter | None = None
         for listed in _batches(records):
-            problems, hashes = _judge(listed)
-            batch = _batch(listed, problems, hashes)
+            judged = _judge(listed)
+            good = [record for record, judgement in zip(listed, judged, strict=True) if not judgement.problem]
+            batch = _batch(good, b"".join(judgement.thumbnail for judgement in judged))
             n_records += len(listed)
-            skipped += [(r.origin or r.path, problem) for r, problem in zip(listed, problems, strict=True) if problem]
-            if len(batch):
-                _add_content(content, batch, listed, problems)
-                writer = writer or stack.enter_context(pa.ipc.new_file(temporary, batch.schema))
+            skipped += [(r.origin or r.path, j.problem) for r, j in zip(listed, judged, strict=True) if j.problem]
+            if good:
+                _add_content(content, batch, good)
+                writer = writer or stack.enter_context(pa.ipc.new_file(path, batch.schema))
                 writer.write_batch(batch)
                 none = batch.slice(0, 0)
-        writer = writer or stack.enter_context(pa.ipc.new_file(temporary, none.schema))
+        writer = writer or stack.enter_context(pa.ipc.new_file(path, none.schema))
         known = _Known(n_records, skipped, content.hexdigest())
         writer.write_batch(none, {PART_KEY: json.dumps(known._asdict())})
-        stack.close()
     return known
 
 
@@ -145,37 +161,37 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _judge(records: list[Record]) -> tuple[list[str], np.ndarray]:
-    """Of each record why it cannot be used ("" if it can), and its perceptual hash: uint8 (n, 32)."""
+class _Judgement(NamedTuple):
+    """Why a record cannot be used ("" if it can), and the thumbnail of a usable one that has pixels."""
+
+    problem: str
+    thumbnail: bytes = b""
+
+
+def _judge(records: list[Record]) -> list[_Judgement]:
     with warnings.catch_warnings(action="ignore"):  # those of the decoders
-        problems, thumbnails = zip(*map(_problem, records), strict=True)
-    pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, *THUMBNAIL)
-    return list(problems), perceptual_hashes(pixels)
+        return list(map(_judgement, records))
 
 
-def _problem(record: Record) -> tuple[str, bytes]:
-    """Why a record cannot be used, and its thumbnail."""
+def _judgement(record: Record) -> _Judgement:
     data = record.data
     if record.problem:
-        return record.problem, NO_THUMBNAIL
+        return _Judgement(record.problem)
     if record.features is not None:
         finite = np.isfinite(record.features).all()
-        return "" if finite else "has features that are not finite numbers", NO_THUMBNAIL
+        return _Judgement("" if finite else "has features that are not finite numbers")
     if not data:
-        return "is empty", NO_THUMBNAIL
+        return _Judgement("is empty")
     if len(data) > MAX_BYTES:
-        return f"{len(data):,} bytes, more than {MAX_BYTES:,}", NO_THUMBNAIL
+        return _Judgement(f"{len(data):,} bytes, more than {MAX_BYTES:,}")
     try:
-        return "", grey_thumbnail(data, THUMBNAIL)
+        return _Judgement("", grey_thumbnail(data, THUMBNAIL))
     except ValueError as error:
-        return " ".join(str(error).split()), NO_THUMBNAIL
+        return _Judgement(" ".join(str(error).split()))
 
 
-def _batch(records: list[Record], problems: list[str], hashes: np.ndarray) -> pa.RecordBatch:
-    """The usable records: image, labels, split, and perceptual hash or features."""
-    if any(problems):
-        good = [row for row, problem in enumerate(problems) if not problem]
-        records, hashes = [records[row] for row in good], hashes[good]
+def _batch(records: list[Record], thumbnails: bytes) -> pa.RecordBatch:
+    """Usable records: image, labels, split, and perceptual hash or features."""
     pixels = pa.StructArray.from_arrays(
         [pa.array([r.data or None for r in records], pa.binary()), pa.array([r.path for r in records], pa.string())],
         fields=list(SCHEMA.field("image").type),
@@ -189,22 +205,21 @@ def _batch(records: list[Record], problems: list[str], hashes: np.ndarray) -> pa
         features = np.stack([record.features for record in records]).astype(np.float32)
         columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
     else:
+        hashes = perceptual_hashes(np.frombuffer(thumbnails, np.uint8).reshape(-1, *THUMBNAIL))
         buffers = [None, pa.py_buffer(hashes.tobytes())]
         columns["hash"] = pa.Array.from_buffers(pa.binary(HASH_BYTES), len(records), buffers)
     return pa.record_batch(columns)
 
 
-def _add_content(
-    content: "hashlib._Hash", batch: pa.RecordBatch, records: list[Record], problems: list[str]
-) -> None:
-    """Add the labels and the images (or features) of the usable records to a running hash."""
+def _add_content(content: "hashlib._Hash", batch: pa.RecordBatch, records: list[Record]) -> None:
+    """Add the labels and the images (or features) of usable records to a running hash."""
     labels = batch["labels"]
     content.update(np.diff(labels.offsets).astype("<i8").tobytes())
     content.update(labels.flatten().to_numpy().astype("<i8").tobytes())
     if "features" in batch.schema.names:
         content.update(batch["features"].flatten().to_numpy().astype("<f4").tobytes())
         return
-    images = [r.pixels or r.data for r, problem in zip(records, problems, strict=True) if not problem]
+    images = [record.pixels or record.data for record in records]
     content.update(np.fromiter(map(len, images), dtype="<i8").tobytes())
     for image in images:
         content.update(image)
@@ -225,7 +240,7 @@ def _collected(paths: list[Path], class_names: tuple[str, ...]) -> tuple[Verifie
     has_pixels = bool(batches) and "hash" in batches[0].schema.names
     verified = Verified(
         parts=paths,
-        labels=_multi_hot(labels, len(class_names)),
+        labels=multi_hot(labels, len(class_names)),
         source_split=np.array(splits.to_pylist(), dtype=str),
         hashes=np.concatenate([_hashes(batch["hash"]) for batch in batches]) if has_pixels else None,
         skipped=[(name, reason) for name, reason in chain.from_iterable(part.skipped for part in parts)],
@@ -237,16 +252,6 @@ def _collected(paths: list[Path], class_names: tuple[str, ...]) -> tuple[Verifie
 def _hashes(packed: pa.FixedSizeBinaryArray) -> np.ndarray:
     """Perceptual hashes as an array: uint8 (n, 32)."""
     return np.frombuffer(packed.buffers()[1], np.uint8)[: len(packed) * HASH_BYTES].reshape(-1, HASH_BYTES)
-
-
-def _multi_hot(labels: pa.ChunkedArray, n_classes: int) -> np.ndarray:
-    hot = np.zeros((len(labels), n_classes), dtype=bool)
-    first = 0
-    for chunk in labels.chunks if n_classes else []:
-        rows = np.repeat(np.arange(len(chunk)), np.diff(chunk.offsets))
-        hot[first + rows, chunk.flatten().to_numpy()] = True
-        first += len(chunk)
-    return hot
 
 
 def names_of(verified: Verified, ids: Iterable[int]) -> dict[int, str]:

@@ -14,6 +14,7 @@ from stages.download.image_parquet import Layout, distinct_labels, read_layout, 
 from stages.download.source import Record, Source
 from stages.errors import InputError
 from stages.progress import track
+from stages.workers import cores, run_threads
 
 
 def parquet(options: DatasetOptions) -> Source:
@@ -28,7 +29,7 @@ def parquet(options: DatasetOptions) -> Source:
         OutsideError: the hub does not give it.
     """
     path = required_path(options)
-    found = find_on_the_hub(path) if path.startswith(HUB) else _on_this_machine(path)
+    found = find_on_the_hub(path) if path.startswith(HUB) else _on_this_machine(path, options.workers or cores())
     layouts = {name: read_layout(file) for name, file in found.files.items()}
     first_name, first = next(iter(layouts.items()))
     for name, layout in layouts.items():
@@ -62,8 +63,8 @@ def _records(
         start = max(0, start - layout.rows)
 
 
-def _on_this_machine(path: str) -> Found:
+def _on_this_machine(path: str, workers: int) -> Found:
     paths, base = find_files(path, (".parquet",), "Parquet file")
     files = {text(file.relative_to(base).as_posix()): file for file in paths}
-    digests = {name: sha256(file) for name, file in track(files.items(), "read digests", len(files))}
-    return Found(files, digests, name=text(base.resolve().name), source=text(path))
+    digests = track(run_threads(sha256, files.values(), workers), "read digests", len(files))
+    return Found(files, dict(zip(files, digests, strict=True)), name=text(base.resolve().name), source=text(path))

@@ -7,10 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import parse_hf_uri
-from huggingface_hub.errors import HfUriError
-
-from stages import hub
 from stages.download.files import is_hidden
 from stages.download.source import SPLIT_NAMES
 from stages.errors import InputError
@@ -35,6 +31,12 @@ def find_on_the_hub(path: str) -> Found:
     Raises:
         InputError, OutsideError: as of :func:`stages.hub.snapshot`.
     """
+    # Not at the top: every worker imports this module, and the hub's library takes longer than all the rest.
+    from huggingface_hub import parse_hf_uri
+    from huggingface_hub.errors import HfUriError
+
+    from stages import hub
+
     try:
         uri = parse_hf_uri(path)
     except HfUriError as error:
