@@ -1,17 +1,19 @@
-"""The hashing network, a head on cached features, and its folder ``models/hashnet``.
+"""The hashing network, a head on cached features, and the folder ``models/hashnet`` of it or of a whole backbone.
 
-``model.safetensors`` and ``config.json``, which has :data:`ARCHITECTURE`, are all that is needed to load it elsewhere.
+``model.safetensors`` and ``config.json``, which says what the network is, are all that is needed to load it elsewhere.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages import backbone
 from stages.artifacts import HASHNET, Provenance, damaged, read_json, replacing_directory
 
 #: For a reader of ``config.json`` without this pipeline.
@@ -34,6 +36,9 @@ class HashNetConfig:
 class HashNet(nn.Module):
     """Features (n, dim) to relaxed codes (n, bits) in [-1, 1]; their sign is the hash code."""
 
+    #: Rows in a batch of :func:`relaxed_codes`.
+    CHUNK = 8192
+
     def __init__(self, config: HashNetConfig) -> None:
         super().__init__()
         self.config = config
@@ -49,27 +54,39 @@ class HashNet(nn.Module):
         return torch.tanh(self.layers(features * self.config.dim**0.5))
 
 
+#: What turns features (a head) or images (a backbone) into codes.
+Network = HashNet | backbone.BackboneNet
+
+
 @torch.inference_mode()
-def relaxed_codes(net: HashNet, features: Tensor, batch_size: int = 8192) -> Tensor:
-    """Codes (n, bits) in [-1, 1] of features (n, dim), in evaluation mode, in batches."""
+def relaxed_codes(net: Network, inputs: Tensor, batch_size: int | None = None) -> Tensor:
+    """Codes (n, bits) in [-1, 1], in evaluation mode, in batches of `batch_size` (None: the network's own).
+
+    Args:
+        inputs: on the network's device: features float32 (n, dim) for a head, images uint8 (n, 3, size, size), as of
+            :func:`stages.backbone.evaluation_pixels`, for a backbone.
+    """
     training = net.training
     net.eval()
-    codes = torch.cat([net(part) for part in features.split(batch_size)])
+    codes = torch.cat([net(part) for part in inputs.split(batch_size or net.CHUNK)])
     net.train(training)
     return codes
 
 
-def save_hashnet(net: HashNet, provenance: Provenance, directory: Path = HASHNET) -> None:
+def save_hashnet(net: Network, provenance: Provenance, directory: Path = HASHNET) -> None:
     """Write the network's folder atomically."""
     with replacing_directory(directory) as temporary:
         save_file({name: value.contiguous().cpu() for name, value in net.state_dict().items()},
                   temporary / "model.safetensors")  # fmt: skip
-        config = {**asdict(net.config), "architecture": ARCHITECTURE, "provenance": asdict(provenance)}
+        kind, architecture = "head", ARCHITECTURE
+        if isinstance(net, backbone.BackboneNet):
+            kind, architecture = "backbone", net.config.architecture
+        config = {"network": kind, **asdict(net.config), "architecture": architecture, "provenance": asdict(provenance)}
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_hashnet(directory: Path = HASHNET) -> tuple[HashNet, Provenance]:
-    """Load a network's folder, in evaluation mode.
+def load_hashnet(directory: Path = HASHNET) -> tuple[Network, Provenance]:
+    """Load a network's folder, in evaluation mode: a head or a backbone, with nothing but what lies there.
 
     Raises:
         InputError: a file is missing or damaged, or the weights do not fit the configuration.
@@ -78,8 +95,25 @@ def load_hashnet(directory: Path = HASHNET) -> tuple[HashNet, Provenance]:
     try:
         provenance = Provenance(**content.pop("provenance"))
         content.pop("architecture", None)
-        net = HashNet(HashNetConfig(**content))
-        net.load_state_dict(load_file(directory / "model.safetensors"))
+        kind = content.pop("network")
+        if kind not in ("head", "backbone"):
+            raise KeyError(f"network '{kind}'")
+        weights = load_file(directory / "model.safetensors")
+        net = _head(content, weights) if kind == "head" else _backbone(content, weights)
     except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise damaged(directory, f"not a hashing network ({error})") from None
     return net.eval(), provenance
+
+
+def _head(config: dict[str, Any], weights: dict[str, Tensor]) -> HashNet:
+    net = HashNet(HashNetConfig(**config))
+    net.load_state_dict(weights)
+    return net
+
+
+def _backbone(config: dict[str, Any], weights: dict[str, Tensor]) -> backbone.BackboneNet:
+    found = backbone.BackboneConfig(**{**config, "mean": tuple(config["mean"]), "std": tuple(config["std"])})
+    inner = {name.removeprefix("backbone."): value for name, value in weights.items() if name.startswith("backbone.")}
+    net = backbone.BackboneNet(found, backbone.load_backbone(found.model, found.tower, inner))
+    net.load_state_dict(weights)
+    return net

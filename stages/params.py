@@ -4,9 +4,9 @@ The fields of a stage's ``Params`` are exactly the keys that ``dvc.yaml`` lists 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -16,7 +16,7 @@ from stages.errors import InputError
 PARAMS_FILE = Path("params.yaml")
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
-Method = Literal["uhscm", "dsch", "fused"]
+Method = Literal["uhscm", "dsch", "fused", "greedyhash", "bihalf", "cibhash", "sdc", "duh_eg"]
 
 
 def _multiple_of_eight(bits: int) -> int:
@@ -97,8 +97,16 @@ def _first_problem(error: ValidationError, model: type[Frozen]) -> str:
 
 def _section(model: type[Frozen], names: Iterable[str | int]) -> type[Frozen]:
     for name in names:
-        model = model.model_fields[name].annotation
+        if isinstance(name, str):  # a number is a place in a list
+            model = next(_sections(model.model_fields[name].annotation))
     return model
+
+
+def _sections(annotation: Any) -> Iterator[type[Frozen]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
 
 
 def _is_float(text: str) -> bool:

@@ -12,9 +12,6 @@ from PIL import Image
 from stages.artifacts import IMAGES, PROVENANCE_KEY, Provenance
 from stages.images import SCHEMA
 from stages.scenes.render import render_scene
-from stages.weights.config import Clip
-from stages.weights.pinning import pin
-from stages.weights.source import find
 
 DIGEST = "d" * 64
 
@@ -61,6 +58,10 @@ def write_shards(
 
 def pin_scenes_clip(directory: Path) -> Path:
     """The model ``scenes-clip`` in the layout of ``models/clip``."""
+    from stages.weights.config import Clip  # with open_clip, which takes seconds
+    from stages.weights.pinning import pin
+    from stages.weights.source import find
+
     clip = Clip(model="scenes-clip", pretrained="embedded")
     directory.mkdir(parents=True)
     pin(find(clip.model, clip.pretrained), clip, directory)

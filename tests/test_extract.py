@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 from scene_shards import DIGEST, encoded, picture, pin_scenes_clip, scenes, write_shards
 
+from stages import decoding
 from stages.artifacts import CLIP, FEATURES, IMAGES, PROVENANCE_KEY, RESUME, Provenance
 from stages.clip import ClipModel, load_clip
+from stages.decoding import Slice
 from stages.errors import InputError
-from stages.extract import decoding, pixels
+from stages.extract import pixels
 from stages.extract.config import Params
-from stages.extract.decoding import DecodedSlices, Slice
+from stages.extract.decoding import DecodedSlices
 from stages.extract.stage import run
 from stages.features import Features
 from stages.images import ImageShards, decode

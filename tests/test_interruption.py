@@ -177,7 +177,7 @@ def test_extraction_goes_on_at_its_last_row_group(disturbed, tmp_path):
         (directory / "data/images").symlink_to(images)
         return directory
 
-    count = {"count": "stages.extract.decoding:decode", "events": True}
+    count = {"count": "stages.decoding:decode", "events": True}
     whole = disturbed.run_stages(start(), "extract", **count).check()
     assert whole.calls == n_images
     expected = content(disturbed.directory / "data/features.h5")

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from stages.evaluate.inputs import Concepts
 from stages.mine.leakage import guidance, label_matches, leakage_report, name_key
 from stages.mine.vocabulary import read_vocabulary
 
@@ -84,10 +86,31 @@ def test_no_two_nouns_that_ship_are_taken_for_one() -> None:
         ("uhscm", 20, 0, "general vocabulary"),
         ("uhscm", 20, 1, "the data set's own names"),
         ("fused", 20, 20, "the data set's own names"),
+        ("greedyhash", 20, 20, "images alone"),
+        ("bihalf", 20, 20, "images alone"),
+        ("cibhash", 20, 20, "images alone"),
+        ("sdc", 20, 20, "images alone"),
+        ("duh_eg", 20, 0, "general vocabulary"),
+        ("duh_eg", 20, 1, "the data set's own names"),
     ],
 )
 def test_grades(method: str, kept: int, overlapping: int, grade: str) -> None:
     assert guidance(method, kept, overlapping) == grade
+
+
+@pytest.mark.parametrize(
+    ("method", "names", "overlap"),
+    [
+        ("uhscm", ["cat", "wheel"], {"cat": ["Cats"]}),
+        ("duh_eg", ["cat", "wheel", "dog"], {"cat": ["Cats"], "dog": ["Dog"]}),
+    ],
+)
+def test_what_a_method_was_free_to_learn_from(method: str, names: list[str], overlap: dict[str, list[str]]) -> None:
+    """The kept concepts, or all candidates; a name of a class that was left out guides none."""
+    candidates, reasons = ["cat", "wheel", "dog", "tree"], ["", "", "too rare", "label name"]
+    concepts = Concepts(candidates, np.zeros(4, np.int64), reasons, None, None)
+    assert concepts.guiding(method) == names
+    assert concepts.overlapping(method, ["Cats", "Dog", "Tree"]) == overlap
 
 
 def test_the_report_names_what_differs() -> None:

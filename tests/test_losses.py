@@ -106,6 +106,16 @@ def test_contrastive_loss_at_a_small_temperature() -> None:
     assert codes.grad.isfinite().all()
 
 
+def slow_quantization(codes: Tensor) -> float:
+    rows = [sum(((1 if z >= 0 else -1) - z) ** 2 for z in code) for code in codes.tolist()]
+    return sum(rows) / len(rows)
+
+
+def test_quantization_loss() -> None:
+    codes = random_codes()
+    assert quantization_loss(codes).item() == pytest.approx(slow_quantization(codes))
+
+
 def test_quantization_loss_counts_zero_as_plus_one() -> None:
     codes = torch.tensor([[0.0, -0.25], [0.5, 1.0], [-1.0, -0.0]])
     expected = ((1 + 0.75**2) + 0.5**2 + 1) / 3
@@ -164,6 +174,34 @@ def slow_component(codes: Tensor, centres: Tensor, prior: Tensor, assignment: Te
     return sum(rows) / len(rows)
 
 
+@pytest.mark.parametrize("level", [instance_loss, component_loss])
+def test_dsch_terms_at_a_small_temperature(level: object) -> None:
+    """exp(1 / 0.01) is beyond single precision; the logarithm of the softmax is not."""
+    codes = random_codes().float().requires_grad_()
+    if level is instance_loss:
+        weight = random_similarity().abs()
+        loss = instance_loss(cosine(codes, codes), weight.float(), 0.01)
+        expected = slow_instance(codes.detach().double(), weight, 0.01)
+    else:
+        centres, prior = random_codes(4, seed=5).sign(), torch.full((4,), 0.25, dtype=torch.float64)
+        assignment = random_codes(7, 4, seed=6).abs()
+        loss = component_loss(codes, centres.float(), prior.float(), assignment.float(), 0.01)
+        expected = slow_component(codes.detach().double(), centres, prior, assignment, 0.01)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert codes.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_one_component_explains_every_image(temperature: float) -> None:
+    codes = random_codes().requires_grad_()
+    one = torch.ones(7, 1, dtype=torch.float64)
+    loss = component_loss(codes, random_codes(1, seed=5).sign(), one[0], one, temperature)
+    loss.backward()
+    assert loss.item() == 0
+    torch.testing.assert_close(codes.grad, torch.zeros_like(codes))
+
+
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 def test_component_loss(temperature: float) -> None:
     codes, centres = random_codes(), random_codes(4, seed=5).sign()
@@ -199,6 +237,53 @@ each_loss = pytest.mark.parametrize("name", LOSSES)
 @each_loss
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(LOSSES[name], random_codes().requires_grad_())
+
+
+def shuffled(name: str, codes: Tensor, order: Tensor) -> Tensor:
+    """The loss of a shuffled batch whose similarities, positives and assignments are shuffled with it."""
+    matrix, codes = cosine(codes[order], codes[order]), codes[order]
+    similarity = random_similarity()[order][:, order]
+    if name == "similarity":
+        return similarity_loss(matrix, similarity)
+    if name == "contrastive":
+        return contrastive_loss(matrix, similarity >= 0.3, 0.2)
+    if name == "quantization":
+        return quantization_loss(codes)
+    if name == "instance":
+        return instance_loss(matrix, similarity.abs(), 0.5)
+    prior, assignment = torch.full((4,), 0.25, dtype=codes.dtype), random_codes(7, 4, 6).abs()[order]
+    return component_loss(codes, random_codes(4, seed=5).sign(), prior, assignment, 0.5)
+
+
+@each_loss
+def test_the_order_of_a_batch_is_no_matter(name: str) -> None:
+    codes = random_codes().requires_grad_()
+    loss = LOSSES[name](codes)
+    (expected,) = torch.autograd.grad(loss, codes)
+    for seed in range(3):
+        order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
+        found = shuffled(name, codes, order)
+        torch.testing.assert_close(found, loss)
+        torch.testing.assert_close(torch.autograd.grad(found, codes)[0], expected)
+
+
+@each_loss
+def test_single_precision_agrees_with_double(name: str) -> None:
+    codes = random_codes()
+    single = LOSSES[name](codes.float().double())
+    if name in ("quantization", "similarity", "contrastive", "instance"):
+        matrix, similarity = cosine(codes.float(), codes.float()), random_similarity().float()
+        found = {
+            "quantization": lambda: quantization_loss(codes.float()),
+            "similarity": lambda: similarity_loss(matrix, similarity),
+            "contrastive": lambda: contrastive_loss(matrix, random_similarity() >= 0.3, 0.2),
+            "instance": lambda: instance_loss(matrix, similarity.abs(), 0.5),
+        }[name]()
+    else:
+        found = component_loss(codes.float(), random_codes(4, seed=5).sign().float(), torch.full((4,), 0.25),
+                               random_codes(7, 4, 6).abs().float(), 0.5)  # fmt: skip
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(single.item(), rel=1e-5)
 
 
 @each_loss

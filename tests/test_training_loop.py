@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from training_run import train_params
 
 from stages.hashnet import HashNet, HashNetConfig
-from stages.train.trainer import batches, make_optimizer, train
+from stages.train.methods.objective import Objective
+from stages.train.trainer import CachedViews, batches, make_optimizer, train
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_learning_rate_falls_to_zero_on_a_cosine(optimizer: str) -> None:
     options = train_params(optimizer=optimizer, lr=0.5, weight_decay=0.125).train
-    found, schedule = make_optimizer(HashNet(HashNetConfig(3, 4, 8, "uhscm")), options, 10)
+    found, schedule = make_optimizer(HashNet(HashNetConfig(3, 4, 8, "uhscm")).parameters(), options, 10)
     assert found.param_groups[0]["weight_decay"] == 0.125
     rates = []
     for _ in range(11):
@@ -48,6 +49,8 @@ def test_batches_are_shuffled_by_their_generator() -> None:
 class Recorder(nn.Module):
     """Stands in for a network: keeps what it is given while training."""
 
+    CHUNK = 8
+
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
@@ -59,7 +62,7 @@ class Recorder(nn.Module):
         return features * self.scale
 
 
-class Watcher:
+class Watcher(Objective):
     """Stands in for a method: keeps the rows of each step."""
 
     def __init__(self, views: int) -> None:
@@ -89,7 +92,8 @@ def test_each_step_sees_distinct_views_of_its_images(tmp_path: Path, n_views: in
     net, watcher = Recorder().train(), Watcher(n_views)
     logged: list[dict[str, float]] = []
     options = train_params(batch_size=4, epochs=6, lr=1e-9).train
-    train(net, views.float(), torch.zeros(n, 2), watcher, options, 0, tmp_path / "checkpoint.pt", logged.append)
+    data = CachedViews(views.float(), torch.zeros(n, 2), options.batch_size)
+    train(net, data, watcher, options, 0, tmp_path / "checkpoint.pt", logged.append)
 
     assert len(net.seen) == len(watcher.rows) == 6 * 3
     used = set()

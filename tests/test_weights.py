@@ -48,7 +48,7 @@ def test_embedded_model(tmp_path, monkeypatch):
     model = tiny_clip.embedded(tmp_path / "embedded")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(source, "EMBEDDED", tmp_path / "embedded")
-    stage.run(Params(clip=Clip(model="scenes-clip", pretrained="embedded")))
+    stage.pin_clip(Clip(model="scenes-clip", pretrained="embedded"))
 
     assert sorted(p.name for p in Path("models").iterdir()) == ["clip"]  # no temporary directory is left
     files = sorted(Path("models/clip").iterdir())
@@ -85,8 +85,8 @@ def test_pinned_directory_can_be_pinned_again(repository, tmp_path):
 def test_no_model(repository, tmp_path, monkeypatch):
     """For embeddings whose model is not at hand; what was pinned before goes."""
     monkeypatch.chdir(tmp_path)
-    stage.run(Params(clip=Clip(model=f"local-dir:{repository}", pretrained=None)))
-    stage.run(Params(clip=Clip(model=None, pretrained=None)))
+    stage.pin_clip(Clip(model=f"local-dir:{repository}", pretrained=None))
+    stage.pin_clip(Clip(model=None, pretrained=None))
     assert [p.name for p in Path("models/clip").iterdir()] == ["config.json"]
     config = read_clip_config()
     assert (config.model, config.pretrained, config.sha256, config.dim) == (None, None, "", 0)
@@ -97,12 +97,12 @@ def test_no_model(repository, tmp_path, monkeypatch):
 
 def test_failure_keeps_the_old_model(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    stage.run(Params(clip=Clip(model=f"local-dir:{repository}", pretrained=None)))
+    stage.pin_clip(Clip(model=f"local-dir:{repository}", pretrained=None))
     before = sha256(Path("models/clip/config.json"))
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"nothing")
     with pytest.raises(InputError):
-        stage.run(Params(clip=Clip(model="ViT-B-32", pretrained=str(broken))))
+        stage.pin_clip(Clip(model="ViT-B-32", pretrained=str(broken)))
     assert sha256(Path("models/clip/config.json")) == before
     assert [p.name for p in Path("models").iterdir()] == ["clip"]
 
@@ -287,8 +287,9 @@ def test_preprocessing_of_a_file_is_that_of_the_tags_of_its_architecture(tmp_pat
 
 
 def test_params_are_strict():
-    assert parse(Params, {"clip": {"model": "a", "pretrained": None}, "bits": 16}).clip.pretrained is None
-    assert parse(Params, {"clip": {"model": None, "pretrained": None}}).clip.model is None
+    none = {"backbone": {"model": None, "weights": None}}
+    assert parse(Params, {"clip": {"model": "a", "pretrained": None}, "bits": 16} | none).clip.pretrained is None
+    assert parse(Params, {"clip": {"model": None, "pretrained": None}} | none).clip.model is None
     with pytest.raises(InputError, match=r"clip: pretrained is 'embedded' beside model: null; set both to null"):
         parse(Params, {"clip": {"model": None, "pretrained": "embedded"}})
     for clip in ({"model": "a"}, {"model": 3, "pretrained": "b"}, {"model": "a", "pretrained": "b", "jit": True}):

@@ -74,8 +74,8 @@ import open_clip
 from huggingface_hub import constants
 from stages import hub
 from stages.errors import InputError, OutsideError
-from stages.weights.config import Params
-from stages.weights.stage import run
+from stages.weights.config import Clip
+from stages.weights.stage import pin_clip
 task = json.loads(sys.argv[1])
 open_clip.factory._MODEL_CONFIGS["tiny-vit"] = task["architecture"]
 for tag, repository in task["tags"].items():
@@ -89,7 +89,7 @@ for name, clip in task["models"].items():
     os.chdir(start / name)
     began, outcome = time.monotonic(), "ok"
     try:
-        run(Params.model_validate({"clip": clip}))
+        pin_clip(Clip.model_validate(clip))
     except (InputError, OutsideError) as error:
         outcome = f"{type(error).__name__}: {error}"
     print(json.dumps([name, outcome, time.monotonic() - began]))

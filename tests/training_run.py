@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import yaml
+from scene_shards import encoded, picture, write_shards
 
 from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, PROVENANCE_KEY, Provenance
 from stages.components import stage as components
@@ -16,6 +17,8 @@ from stages.similarity import stage as similarity
 from stages.similarity.config import Params as SimilarityParams
 from stages.tables import fixed_size_lists, write_table
 from stages.train.config import Params
+from stages.weights import stage as weights
+from stages.weights.config import Backbone
 
 DIGEST, MODEL = "d" * 64, "e" * 64
 DEFAULTS = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
@@ -25,7 +28,7 @@ def train_params(method: str = "fused", bits: int = 16, seed: int = 0, **changes
     """Those of ``params.yaml``, for a short training; `changes` are keys of the section ``train``."""
     small = {"hidden": 16, "epochs": 7, "batch_size": 16, "lr": 0.005, "checkpoint": 2}
     section = {**DEFAULTS["train"], **small, **changes}
-    section["dsch"] = {**section["dsch"], "round": 3}
+    section["dsch"] = {**section["dsch"], "round": 3, "warmup": 2}
     return parse(Params, {"method": method, "bits": bits, "seed": seed, "device": "cpu", "train": section})
 
 
@@ -40,6 +43,8 @@ def write_features(n: int = 64, n_train: int = 41, dim: int = 12, views: int = 3
         file.attrs[PROVENANCE_KEY] = Provenance("extract", digest, MODEL).to_json()
         file["image/features"], file["image/id"] = _unit(rows), np.arange(n)
         file["train/views"], file["train/id"] = _unit(augmented), train_id
+    write_shards(Path(), [encoded(picture(index, (20, 15))) for index in range(n)], np.isin(np.arange(n), train_id),
+                 digest=digest)  # fmt: skip
 
 
 def write_distribution(digest: str = DIGEST, sharpness: float = 4.0) -> None:
@@ -54,17 +59,18 @@ def write_distribution(digest: str = DIGEST, sharpness: float = 4.0) -> None:
 
 
 def run_similarity() -> None:
-    section = {"form": "signed", "neighbours": 3, "layout": "factor"}
+    section = {**DEFAULTS["similarity"], "neighbours": 3}
     similarity.run(parse(SimilarityParams, {"similarity": section}))
 
 
-def run_components() -> None:
-    section = {"fine": 6, "coarse": 2, "pca": 5, "iterations": 20, "reg_covar": 1e-4, "top": 4}
+def run_components(**changes: Any) -> None:
+    section = {**DEFAULTS["components"], "fine": 6, "coarse": 2, "pca": 5, "iterations": 20, "top": 4, **changes}
     components.run(parse(ComponentsParams, {"seed": 0, "components": section}))
 
 
 def write_training_inputs() -> None:
-    """Features, similarity and components in the current directory."""
+    """Features and images, similarity, components, and no backbone in the current directory."""
+    weights.pin_backbone(Backbone(model=None, weights=None))
     write_features()
     write_distribution()
     run_similarity()

@@ -1,6 +1,7 @@
 """Packed binary codes of the queries and the database.
 
-Reads data/features.h5, data/images (which image is in which split) and models/hashnet, writes data/codes.h5.
+Reads models/hashnet, data/features.h5, which a head encodes, and data/images, which a backbone encodes and which has
+the splits. Writes data/codes.h5.
 """
 
 from stages.params import Device, Frozen

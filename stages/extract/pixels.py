@@ -6,14 +6,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from stages.artifacts import FEATURES, Provenance, library_versions, replacing, resume_directory, writing
 from stages.clip import ClipModel, load_clip
+from stages.decoding import Slice, in_order, naming_lost_workers, slices_of
 from stages.device import resolve_device
 from stages.extract.config import Params
-from stages.extract.decoding import DecodedSlices, Slice, decoded_slices, naming_lost_workers
+from stages.extract.decoding import DecodedSlices
 from stages.extract.features_file import lay_out
 from stages.images import ImageShards
 
@@ -28,11 +28,10 @@ def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], par
         InputError: an image cannot be read, or a process that decodes was killed.
     """
     plan: list[tuple[Path, Slice]] = []
-    for target, (shard, group) in groups.items():
-        rows = pq.ParquetFile(shard).metadata.row_group(group).num_rows
-        # Where all are for training, a slice has as many pictures as a batch: what waits between processes is bounded.
-        step = max(1, params.extract.batch_size // (1 + params.extract.views))
-        plan += [(target, Slice(shard, group, start, min(start + step, rows))) for start in range(0, rows, step)]
+    # Where all are for training, a slice has as many pictures as a batch: what waits between processes is bounded.
+    step = max(1, params.extract.batch_size // (1 + params.extract.views))
+    for target, group in groups.items():
+        plan += [(target, part) for part in slices_of([group], step)]
     dataset = DecodedSlices([part for _, part in plan], clip, params.extract.views, params.extract.seed)
 
     def encode(batch: torch.Tensor) -> np.ndarray:
@@ -41,7 +40,8 @@ def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], par
     images: list[np.ndarray] = []
     views: list[np.ndarray] = []
     targets = [target for target, _ in plan]
-    with naming_lost_workers(), closing(decoded_slices(dataset, params.extract.workers)) as decoded:
+    advice = "extract.workers: set a smaller extract.batch_size, or extract.workers: 0"
+    with naming_lost_workers(advice), closing(in_order(dataset, params.extract.workers, "extract")) as decoded:
         for target, following, (batch, augmented) in zip(targets, [*targets, None][1:], decoded, strict=True):
             images.append(encode(batch))
             if len(augmented):

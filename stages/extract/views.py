@@ -1,4 +1,4 @@
-"""The augmentation of UHSCM's published training, applied once per view and cached as features."""
+"""The augmentation of UHSCM's published training."""
 
 import torch
 from PIL import Image
@@ -7,13 +7,16 @@ from torchvision.transforms import v2
 from stages.device import derived_seed
 
 
-def augmentation(size: tuple[int, int]) -> v2.Transform:
+def augmentation(size: tuple[int, int], blur: int | None = None) -> v2.Transform:
     """Augment an RGB image to `size` (height, width) pixels.
 
     Source: UHSCM's released training: resized crop with scale 0.5-1, flip, colour jitter (p 0.7), grey (p 0.2), blur
-    (p 0.5). The blur's kernel scales with the image, 23 of 224 pixels in the release.
+    (p 0.5).
+
+    Args:
+        blur: size of the blur's kernel, 3 in the release; None: a tenth of the image, as in SimCLR, whose blur it is.
     """
-    kernel = max(3, min(size) // 10 // 2 * 2 + 1)
+    kernel = blur or max(3, min(size) // 10 // 2 * 2 + 1)
     return v2.Compose([
         v2.RandomResizedCrop(size, scale=(0.5, 1.0)),
         v2.RandomHorizontalFlip(),

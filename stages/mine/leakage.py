@@ -12,6 +12,12 @@ from typing import Any
 
 import simplemma
 
+#: Methods that no concept guides.
+IMAGES_ALONE = frozenset(("dsch", "greedyhash", "bihalf", "cibhash", "sdc"))
+
+#: Methods that choose among all candidate concepts by themselves; the others are guided by those that mining kept.
+WHOLE_VOCABULARY = frozenset(("duh_eg",))
+
 #: Grade of a run that was guided by names of the data set's own classes.
 LEAKAGE = "the data set's own names"
 
@@ -58,22 +64,22 @@ def _lemma(word: str) -> str:
 
 
 def guidance(method: str, n_concepts: int, n_overlapping: int) -> str:
-    """The grade of a run: what guided `method`, given the kept concepts and those of them that are label names."""
-    if method == "dsch" or not n_concepts:
+    """The grade of a run: what guided `method`, given its concepts and those of them that are label names."""
+    if method in IMAGES_ALONE or not n_concepts:
         return "images alone"
     return LEAKAGE if n_overlapping else "general vocabulary"
 
 
-def leakage_report(method: str, n_kept: int, overlap: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def leakage_report(method: str, n_concepts: int, overlap: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What guided the run: the grade, and how much of the guidance were the data set's own label names.
 
     Args:
         method: of the run.
-        n_kept: the number of kept concepts.
+        n_concepts: the number of concepts that guided it: the candidates for :data:`WHOLE_VOCABULARY`, else the kept.
         overlap: those of them that are names of classes, each with these names.
     """
     return {
-        "guidance": guidance(method, n_kept, len(overlap)),
+        "guidance": guidance(method, n_concepts, len(overlap)),
         "concepts_overlapping_labels": len(overlap),
         "labels_named_by_concepts": len({label for labels in overlap.values() for label in labels}),
         "overlapping_concepts": [

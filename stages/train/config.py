@@ -1,7 +1,8 @@
-"""The hashing network, trained by UHSCM, DSCH or both (`method`), on a GPU where there is one.
+"""The hashing network, trained by `method` (UHSCM, DSCH, both, or a deep neighbour), on a GPU where there is one.
 
-Reads data/features.h5, data/similarity.parquet and data/components.h5, writes models/hashnet and the training curves
-under reports/train. A killed training goes on at its last checkpoint.
+Reads data/features.h5, data/images and models/backbone, data/similarity.parquet, data/components.h5 and
+data/concepts.parquet, writes models/hashnet and the training curves under reports/train. train.network: head trains on
+the features, backbone end to end on the images. A killed training goes on at its last checkpoint.
 """
 
 from typing import Literal
@@ -24,32 +25,93 @@ class Dsch(Frozen):
     """Section ``train.dsch``: constants of DSCH's loss."""
 
     temperature: float = Field(gt=0)  # of all three terms
-    weight: float = Field(ge=0)  # weight of the fine and of the coarse term
+    instance: float = Field(ge=0)  # weight of the instance term
+    fine: float = Field(ge=0)  # weight of the term of the fine components
+    coarse: float = Field(ge=0)  # weight of the term of the coarse components
     round: int = Field(gt=0)  # epochs between two E-steps
+    warmup: int = Field(gt=0)  # rounds on the components of the features, before the first E-step on codes
 
 
 class Fused(Frozen):
-    """Section ``train.fused``: what differs when both signals are trained on; the rest is as in the two above."""
+    """Section ``train.fused``: the components of the concepts, whose codes the network learns."""
 
-    temper: float = Field(gt=0, le=1)  # exponent of the concept distributions; below 1, lesser concepts count
-    dissimilar: float = Field(ge=-1, lt=1)  # cosine that codes without a concept in common are drawn to
-    alpha: float = Field(ge=0)  # weight of the modified contrastive loss
-    weight: float = Field(ge=0)  # weight of the fine and of the coarse term
+    components: int = Field(gt=0)  # clusters of concept distributions, at most as many as images
+    temper: float = Field(gt=0, le=1)  # exponent of the clustered distributions; below 1, lesser concepts count
+    exponent: float = Field(gt=0, le=1)  # of the cosine of two distributions, which makes it a relevance
+
+
+class GreedyHash(Frozen):
+    """Section ``train.greedyhash``: constants of GreedyHash's unsupervised loss."""
+
+    penalty: float = Field(ge=0)  # weight of the mean |z - sign(z)|^3
+
+
+class BiHalf(Frozen):
+    """Section ``train.bihalf``: constants of Bi-half Net's layer."""
+
+    gamma: float = Field(ge=0)  # weight of the distance to the half-half codes
+
+
+class CibHash(Frozen):
+    """Section ``train.cibhash``: constants of CIBHash's loss."""
+
+    temperature: float = Field(gt=0)  # of the contrastive loss
+    beta: float = Field(ge=0)  # weight of the divergence of two views' bits
+
+
+class Sdc(Frozen):
+    """Section ``train.sdc``: constants of SDC's loss."""
+
+    shape: float = Field(gt=0)  # of the symmetric beta distribution that code cosines are calibrated to
+    floor: float = Field(ge=-1, lt=1)  # least cosine that codes are calibrated to
+    temperature: float = Field(gt=0)  # of the contrastive loss
+    contrastive: float = Field(ge=0)  # weight of the contrastive loss
+    quantization: float = Field(ge=0)  # weight of the quantization loss
+
+
+class DuhEg(Frozen):
+    """Section ``train.duh_eg``: constants of DUH-EG's bank of nouns and loss."""
+
+    clusters: int = Field(gt=0)  # groups of nouns, at most
+    representative: float = Field(ge=-1, le=1)  # cosine to its group's centre above which a noun is kept
+    matching: float = Field(gt=0)  # temperature at which images are matched to nouns
+    positive: float = Field(ge=-1, le=1)  # cosine of external features above which images are positives
+    temperature: float = Field(gt=0)  # of the contrastive loss
+
+
+class Backbone(Frozen):
+    """Section ``train.backbone``: what is read when `network` is one; which model it is, ``backbone`` says."""
+
+    image_size: int | None = Field(gt=0)  # pixels of an image's side; None: that which the model was made for
+    lr_pretrained: float = Field(ge=0)  # factor of lr for the pretrained layers
+    amp: bool  # bfloat16 on a GPU that has it
+    checkpointing: bool  # recompute activations for the gradients: less memory, more time
+    workers: int | None = Field(ge=0)  # processes that decode and augment; None: one a core
 
 
 class Train(Frozen):
     """Section ``train``."""
 
+    network: Literal["head", "backbone"]  # on the cached features, or end to end on images
+    backbone: Backbone
     hidden: int = Field(gt=0)  # hidden units of the head
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=2)  # batches of two could leave a single image, which has no variance
     optimizer: Literal["sgd", "adamw"]
-    lr: float = Field(gt=0)  # at the start; falls to 0 on a cosine
+    momentum: float = Field(ge=0, lt=1)  # of sgd
+    epsilon: float = Field(gt=0)  # added to the root of the second moment of adamw
+    lr: float = Field(gt=0)  # at the start
+    schedule: Literal["cosine", "staircase"]  # how lr falls: to 0, or by 1% every 200 steps (DSCH's)
     weight_decay: float = Field(ge=0)
     checkpoint: int = Field(gt=0)  # epochs between two checkpoints
     uhscm: Uhscm
     dsch: Dsch
     fused: Fused
+    greedyhash: GreedyHash
+    bihalf: BiHalf
+    cibhash: CibHash
+    sdc: Sdc
+    duh_eg: DuhEg
 
 
 class Params(Frozen):

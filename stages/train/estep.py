@@ -7,19 +7,20 @@ import torch
 from torch import Tensor
 
 from stages.components.artifact import Components
+from stages.components.config import Components as Options
 from stages.components.mixture import (
     Mixture,
+    assign,
     coarse_assignment,
     coarse_level,
     fine_assignment,
     fit_mixture,
-    responsibilities,
+    regularisation,
     sign,
 )
 
 #: EM iterations of one E-step; it starts from the components of the round before.
 ITERATIONS = 20
-REG_COVAR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ class CodeComponents:
     coarse_centres: Tensor
 
 
-def _moments(codes: np.ndarray, posterior: np.ndarray) -> Mixture:
-    """The mixture in code space that the responsibilities (n, m1) imply for codes (n, K): one M-step of EM."""
+def _moments(codes: np.ndarray, posterior: np.ndarray, share: float) -> Mixture:
+    """The mixture in code space that the responsibilities (n, m1) imply for codes (n, K): one M-step of EM.
+
+    Args:
+        share: of the codes' largest variance, added to every variance.
+    """
     mass = posterior.sum(axis=0) + 1e-9  # a component may have lost all its images
     means = posterior.T @ codes / mass[:, None]
-    variances = np.maximum(posterior.T @ codes**2 / mass[:, None] - means**2, 0) + REG_COVAR
+    variances = np.maximum(posterior.T @ codes**2 / mass[:, None] - means**2, 0) + regularisation(codes, share)
     return Mixture(mass / mass.sum(), means, variances)
 
 
@@ -60,19 +65,26 @@ def _components(posterior: np.ndarray, mixture: Mixture, labels: np.ndarray, coa
 
 
 def first_components(codes: Tensor, first: Components) -> CodeComponents:
-    """Components of the features, their centres placed among the codes (n, K) of the untrained network."""
-    mixture = _moments(codes.cpu().double().numpy(), first.posterior.astype(np.float64))
+    """Components of the features, their centres placed among the codes (n, K) that the network has by now."""
+    mixture = _moments(codes.cpu().double().numpy(), first.posterior.astype(np.float64), first.options.reg_covar)
     n_coarse = int(first.coarse_labels.max()) + 1
     one_hot = np.eye(n_coarse)[first.coarse_labels]
     coarse_means = one_hot.T @ mixture.means / np.maximum(one_hot.sum(axis=0), 1)[:, None]
     return _components(first.posterior, mixture, first.coarse_labels, coarse_means, codes.device)
 
 
-def e_step(codes: Tensor, before: CodeComponents, seed: int) -> CodeComponents:
-    """Re-estimate the components on codes (n, K), warm from the responsibilities of the round before."""
+def e_step(codes: Tensor, before: CodeComponents, options: Options, seed: int) -> CodeComponents:
+    """Re-estimate the components on codes (n, K), warm from the responsibilities of the round before.
+
+    Args:
+        options: how the components of the features were made; those of the codes are of the same kind.
+    """
     rows = codes.cpu().double().numpy()
-    start = _moments(rows, before.posterior.cpu().double().numpy())
-    mixture = fit_mixture(rows, len(start.weights), seed=seed, iterations=ITERATIONS, reg_covar=REG_COVAR, start=start)
-    posterior, _ = responsibilities(rows, mixture)
+    start = _moments(rows, before.posterior.cpu().double().numpy(), options.reg_covar)
+    mixture = fit_mixture(
+        rows, len(start.weights), seed=seed, iterations=ITERATIONS, reg_covar=regularisation(rows, options.reg_covar),
+        start=start, kind=options.mixture,
+    )  # fmt: skip
+    posterior = assign(rows, mixture, options.assignment)
     hierarchy = coarse_level(mixture.means, len(before.coarse_prior), seed)
     return _components(posterior, mixture, hierarchy.labels, hierarchy.centres, codes.device)

@@ -1,4 +1,4 @@
-"""Read features, similarity and components, train, write the network and the training curves."""
+"""Read features (and images), similarity and components, train, write the network and the training curves."""
 
 import shutil
 from pathlib import Path
@@ -8,8 +8,11 @@ import torch
 from dvclive import Live
 
 from stages.artifacts import (
+    BACKBONE,
     COMPONENTS,
+    CONCEPTS,
     FEATURES,
+    IMAGES,
     SIMILARITY,
     Provenance,
     damaged,
@@ -19,39 +22,54 @@ from stages.artifacts import (
     sha256,
 )
 from stages.components.artifact import read_components
+from stages.decoding import naming_lost_workers
 from stages.device import resolve_device, seed_everything
 from stages.errors import InputError
 from stages.features import Features
-from stages.hashnet import HashNet, HashNetConfig, save_hashnet
+from stages.hashnet import save_hashnet
+from stages.images import ImageShards
+from stages.pinned_backbone import CONFIG, read_pinned_backbone
 from stages.similarity.matrix import SimilarityMatrix, read_similarity
+from stages.train import networks
+from stages.train.candidates import read_candidates
 from stages.train.config import Params
-from stages.train.objectives import make_objective
+from stages.train.methods.objective import Inputs
+from stages.train.methods.registry import METHODS
 from stages.train.trainer import train
 
 CURVES = Path("reports/train")
+LOST_WORKER = "train.backbone.workers: set fewer of them, or a smaller train.batch_size"
 
 
 def run(params: Params) -> None:
     """Read the features and what the method trains on beside them, write ``models/hashnet`` and ``reports/train``."""
     device = resolve_device(params.device)
-    first = read_components()
+    first, shards, pinned = read_components(), ImageShards(), read_pinned_backbone()
+    whole = params.train.network == "backbone"
     with Features() as features:
+        features.provenance.require_same(shards.provenance, FEATURES, IMAGES)
         similarity = read_text_side(params.method, features)
+        concepts = read_candidates(params.method, features) if METHODS[params.method].needs_concepts else None
         require_same_images(first.provenance, first.train_id, COMPONENTS, features)
         if len(features.train_id) < 2:
             raise InputError(f"{FEATURES}: training needs at least 2 images, there are {len(features.train_id)}")
         made_from = features.provenance
-        images, views = torch.from_numpy(features.train()), torch.from_numpy(features.views())
-    provenance = Provenance("train", made_from.dataset, made_from.model, params=params.model_dump(exclude={"device"}),
-                            versions=library_versions("torch"))  # fmt: skip
-    contents = [sha256(path) for path in (FEATURES, COMPONENTS, *([SIMILARITY] if similarity else []))]
-    unfinished = resume_directory("train", [*contents, provenance.to_json()])
-
-    seed_everything(params.seed)
-    # A head's products are too small to share among cores, and one thread gives the same bits on any machine.
-    torch.set_num_threads(1)
-    net = HashNet(HashNetConfig(images.shape[1], params.train.hidden, params.bits, params.method)).to(device).train()
-    objective = make_objective(params.method, params.train, similarity, first, params.seed, device)
+        provenance = Provenance("train", made_from.dataset, made_from.model, versions=library_versions("torch"),
+                                params=params.model_dump(exclude={"device"}))  # fmt: skip
+        contents = [sha256(path) for path in (
+            FEATURES, COMPONENTS, *([SIMILARITY] if similarity else []), *([] if concepts is None else [CONCEPTS]),
+            *([BACKBONE / CONFIG] if whole else []),
+        )]  # fmt: skip
+        unfinished = resume_directory("train", [*contents, provenance.to_json()])
+        seed_everything(params.seed)
+        images = torch.from_numpy(features.train()).to(device)
+        net, data = (
+            networks.backbone(params, pinned, shards, features, unfinished, device) if whole
+            else networks.head(params, features, images)
+        )  # fmt: skip
+    objective = METHODS[params.method](
+        Inputs(images, first, similarity, params.train, params.bits, params.seed, concepts)
+    )
     with replacing_directory(CURVES) as curves:
         # No context of its own: on Ctrl-C its end may wait for ever for a thread that was not told of its work.
         live = Live(str(curves), dvcyaml=None, save_dvc_exp=False, report=None)
@@ -61,20 +79,20 @@ def run(params: Params) -> None:
                 live.log_metric(name, value)
             live.next_step()
 
-        train(net, views.to(device), images.to(device), objective, params.train, params.seed,
-              unfinished / "checkpoint.pt", log)  # fmt: skip
+        with naming_lost_workers(LOST_WORKER):
+            train(net.train(), data, objective, params.train, params.seed, unfinished / "checkpoint.pt", log)
         live.end()
     save_hashnet(net, provenance)
     shutil.rmtree(unfinished)
 
 
 def read_text_side(method: str, features: Features) -> SimilarityMatrix | None:
-    """The similarity that `method` trains on; None for DSCH, which does without.
+    """The similarity that `method` trains on; None where it does without.
 
     Raises:
         InputError: it is missing, damaged or of other images, or there were no concepts to make it of.
     """
-    if method == "dsch":
+    if not METHODS[method].needs_text:
         return None
     similarity, ids, made_from = read_similarity()
     require_same_images(made_from, ids, SIMILARITY, features)

@@ -36,9 +36,17 @@ def to_safetensors(source: Path, target: Path) -> None:
         with open(source, "rb") as original, open(target, "wb") as copy:
             shutil.copyfileobj(original, copy, 1 << 20)
         return
-    weights = _unpickle(source)
+    write(_unpickle(source), target)
+
+
+def write(weights: Mapping[str, torch.Tensor], target: Path) -> None:
+    """Write weights as safetensors.
+
+    Raises:
+        InputError: the disk is full.
+    """
     try:
-        save_file(weights, target, metadata={"format": "pt"})
+        save_file(dict(weights), target, metadata={"format": "pt"})
     except SafetensorError as error:  # its word for a full disk, which is no OSError
         raise InputError(f"{target.parent}: cannot write {target.name} ({error}); make room there") from None
     target.chmod(0o644)  # safetensors keeps it to the owner

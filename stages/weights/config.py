@@ -1,4 +1,4 @@
-"""Pin the vision-language model in models/clip/: later runs need no network.
+"""Pin the vision-language model in models/clip/ and the backbone in models/backbone/: later runs need no network.
 
 clip.model: an open_clip architecture, with clip.pretrained one of its tags
 (ViT-B-32, laion2b_s34b_b79k) or the path of a checkpoint. Or hf-hub:ORG/NAME,
@@ -8,9 +8,14 @@ package and fetches nothing. HF_ENDPOINT names a mirror of the hub.
 
 Of dataset.name: embeddings it is the model that made them, for its text side;
 clip.model: null and clip.pretrained: null where that is not at hand.
+
+backbone.model, for train.network: backbone: vgg19 or alexnet of torchvision,
+timm/NAME, or clip, the image tower of models/clip. backbone.weights: imagenet
+(those that are published with the model) or the path of a .pth or .safetensors
+file; clip with clip; or null: random.
 """
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from stages.params import Frozen
 
@@ -33,7 +38,35 @@ class Clip(Frozen):
         return self
 
 
+class Backbone(Frozen):
+    """Section ``backbone``.
+
+    Attributes:
+        model: ``vgg19``, ``alexnet``, ``timm/NAME`` or ``clip``; null for none.
+        weights: ``imagenet`` or a checkpoint file, of ``clip`` ``clip``; null for random ones.
+    """
+
+    model: str | None
+    weights: str | None
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, model: str | None) -> str | None:
+        if model in (None, "vgg19", "alexnet", "clip") or (model.startswith("timm/") and model != "timm/"):
+            return model
+        raise ValueError("must be vgg19, alexnet, clip, timm/NAME or null")
+
+    @model_validator(mode="after")
+    def _weights_of_the_model(self) -> "Backbone":
+        if self.model is None and self.weights is not None:
+            raise ValueError(f"weights is {self.weights!r} beside model: null; name a model or set both to null")
+        if self.weights is not None and (self.model == "clip") != (self.weights == "clip"):
+            raise ValueError(f"weights '{self.weights}' are not those of model '{self.model}'")
+        return self
+
+
 class Params(Frozen):
     """What the ``weights`` stage reads."""
 
     clip: Clip
+    backbone: Backbone

@@ -1,0 +1,70 @@
+"""What a method is to the training loop."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from stages.components.artifact import Components
+from stages.similarity.matrix import SimilarityMatrix
+from stages.train.config import Train
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a method may train on.
+
+    Attributes:
+        features: (n, dim) unit rows of the unaugmented training images, on the training device.
+        components: of the features.
+        similarity: None where there is no text side.
+        options: the section ``train``; bits: code length; seed: of all that is drawn.
+        concepts: text features (m, dim) of the candidate concepts, unit rows; None unless the method needs them.
+    """
+
+    features: Tensor
+    components: Components
+    similarity: SimilarityMatrix | None
+    options: Train
+    bits: int
+    seed: int
+    concepts: np.ndarray | None = None
+
+
+class Objective:
+    """A method. A subclass gives at least :meth:`terms`.
+
+    Attributes:
+        views: augmented views of each image that go into a step; 0: the image itself.
+        needs_text: whether it trains on the similarity of the concepts.
+        needs_concepts: whether it trains on the text features of the candidate concepts.
+    """
+
+    views = 1
+    needs_text = False
+    needs_concepts = False
+
+    def __init__(self, inputs: Inputs) -> None:
+        """Prepare what does not change during the training."""
+
+    def begin_epoch(self, epoch: int, all_codes: Callable[[], Tensor]) -> None:
+        """Re-estimate what depends on the relaxed codes (n, K) of all training images."""
+
+    def terms(self, codes: Tensor, rows: Tensor) -> Terms:
+        """Weighted terms, to be summed, of relaxed codes (views * b, K) of the images `rows` (views * b,)."""
+        raise NotImplementedError
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What is trained beside the network."""
+        return ()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep, :meth:`parameters` included."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back :meth:`state`."""

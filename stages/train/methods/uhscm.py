@@ -1,0 +1,36 @@
+"""UHSCM: similarity, modified contrastive and quantization loss."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stages.similarity.matrix import SimilarityMatrix
+from stages.train.losses import contrastive_loss, cosine, quantization_loss, similarity_loss
+from stages.train.methods.objective import Inputs, Objective, Terms
+
+
+class Uhscm(Objective):
+    """Codes as alike as the images' concepts.
+
+    Source: UHSCM (arXiv 2209.11475), section 3.3.
+    """
+
+    needs_text = True
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.options = inputs.options.uhscm
+        self.similarity = on_device(inputs.similarity, inputs.features.device)
+
+    def terms(self, codes: Tensor, rows: Tensor) -> Terms:
+        options, code_cosine, similarity = self.options, cosine(codes, codes), self.similarity.block(rows, rows)
+        return {
+            "similarity": similarity_loss(code_cosine, similarity),
+            "contrastive": options.alpha * contrastive_loss(code_cosine, similarity >= options.positive, options.gamma),
+            "quantization": options.beta * quantization_loss(codes),
+        }
+
+
+def on_device(similarity: SimilarityMatrix, device: torch.device) -> SimilarityMatrix:
+    """The matrix with its factor as a tensor; blocks of it are tensors then."""
+    return replace(similarity, factor=torch.tensor(similarity.factor, device=device))
