@@ -15,8 +15,9 @@ from stages.artifacts import (
     read_json,
     write_json,
 )
+from stages.baselines import methods
 from stages.baselines.config import Params
-from stages.baselines.methods import METHODS, itq, pca_sign
+from stages.baselines.methods import METHODS, itq, pca_sign, spectral, spherical
 from stages.baselines.stage import BLOCK, rows, run
 from stages.codes import unpack
 from stages.errors import InputError
@@ -85,6 +86,113 @@ def test_itq_finds_the_corners_of_a_rotated_cube():
     np.testing.assert_allclose(agreement.max(axis=0), 1, atol=0.01)  # each axis of the cube is one bit
 
 
+def slow_spectral(train, rows, bits):
+    """Released spectral hashing, one axis, eigenfunction and row at a time; PCA by scikit-learn."""
+    from sklearn.decomposition import PCA
+
+    pca = PCA(min(bits, train.shape[1])).fit(train)
+    reduced = pca.transform(train)
+    modes = []
+    for axis in range(reduced.shape[1]):
+        low, high = reduced[:, axis].min(), reduced[:, axis].max()
+        modes += [(k * np.pi / (high - low), axis, low) for k in range(1, bits + 1)]
+    modes = sorted(modes)[:bits]
+    return np.array([
+        [np.sin(np.pi / 2 + frequency * (row[axis] - low)) for frequency, axis, low in modes]
+        for row in pca.transform(rows)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [8, 24, 40])
+def test_spectral_hashing_is_the_formula(bits):
+    """Up to the sign of an axis: then an odd eigenfunction changes its sign, an even one does not."""
+    rng = np.random.default_rng(5)
+    train, rows = (gaussian(rng, n, 24).astype(np.float64) for n in (300, 20))
+    found = spectral(train, bits, rng)(rows)
+    expected = slow_spectral(train, rows, bits)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-6)
+
+
+def test_spectral_hashing_gives_a_long_axis_more_bits():
+    """On a box of 8 x 2 the smoothest functions are k = 1, 2, 3 of the long side, then 4 of it and 1 of the short."""
+    rng = np.random.default_rng(6)
+    box = rng.uniform([-4, -1], [4, 1], size=(4000, 2))
+    encode = spectral(box, 5, rng)
+    length = np.ptp(box @ encode.axes, axis=0)
+    k = encode.frequency * length / np.pi
+    np.testing.assert_allclose(sorted(k), [1, 1, 2, 3, 4], rtol=1e-6)
+    long_side = np.abs(encode.axes[0]) > 0.9
+    assert sorted(k[long_side].round().tolist()) == [1, 2, 3, 4]
+    # the k-th eigenfunction of the long side changes its sign k times
+    line = np.column_stack([np.linspace(-4, 4, 1001), np.zeros(1001)])
+    changes = np.count_nonzero(np.diff(encode(line) >= 0, axis=0), axis=0)
+    np.testing.assert_array_equal(changes[long_side], k[long_side].round())
+    values = encode(box)
+    assert np.abs((values >= 0).mean(axis=0) - 0.5).max() < 0.05  # balanced on uniform data
+    assert np.abs(np.corrcoef(values.T) - np.eye(5)).max() < 0.1  # and uncorrelated
+
+
+def test_spectral_hashing_of_fewer_dimensions_than_bits():
+    """One dimension, 16 bits: its first 16 eigenfunctions, as many sign changes as their number."""
+    line = np.linspace(0, 1, 2001)[:, None]
+    encode = spectral(line, 16, np.random.default_rng(0))
+    changes = np.count_nonzero(np.diff(encode(line) >= 0, axis=0), axis=0)
+    np.testing.assert_array_equal(changes, np.arange(1, 17))
+
+
+def slow_spheres(train, bits, rng, moves):
+    """Spherical hashing from the paper's formulas, `moves` moves of the pivots, pair by pair."""
+    order = np.sort(rng.permutation(len(train)))
+    rows = train[order]
+    pivots = np.stack([rows[rng.permutation(len(rows))[:5]].mean(axis=0) for _ in range(bits)])
+    n = len(rows)
+
+    def radii():
+        """Of squared distances, as between the two in the middle of an even number any radius will do."""
+        return np.sqrt(np.median(((rows[:, None] - pivots) ** 2).sum(axis=2), axis=0))
+
+    for _ in range(moves):
+        inside = np.linalg.norm(rows[:, None] - pivots, axis=2) <= radii()
+        forces = np.zeros_like(pivots)
+        for i in range(bits):
+            for j in range(bits):
+                if i != j:
+                    shared = np.count_nonzero(inside[:, i] & inside[:, j])
+                    forces[i] += 0.5 * (shared - n / 4) / (n / 4) * (pivots[i] - pivots[j])
+        pivots += forces / bits
+    return pivots, radii()
+
+
+@pytest.mark.parametrize("moves", [0, 1, 3])
+def test_spherical_hashing_is_the_formula(moves, monkeypatch):
+    monkeypatch.setattr(methods, "SPHERES_ITERATIONS", moves)
+    monkeypatch.setattr(methods, "SPHERES_MEAN", 0.0)  # does not stop before
+    train = gaussian(np.random.default_rng(7), 200, 6).astype(np.float64)
+    encode = spherical(train, 8, np.random.default_rng(0))
+    pivots, radii = slow_spheres(train, 8, np.random.default_rng(0), moves)
+    np.testing.assert_allclose(encode.pivots, pivots)
+    np.testing.assert_allclose(np.sqrt(encode.squared_radii), radii)
+    inside = np.linalg.norm(train[:, None] - pivots, axis=2) <= radii
+    assert np.mean((encode(train) >= 0) == inside) > 0.99
+
+
+@pytest.mark.parametrize(("dim", "bits"), [(24, 16), (24, 48)])
+def test_spheres_hold_half_of_the_images_and_two_of_them_a_quarter(dim, bits):
+    train = gaussian(np.random.default_rng(8), 2000, dim)
+    inside = (spherical(train, bits, np.random.default_rng(0))(train) >= 0).astype(float)
+    np.testing.assert_allclose(inside.mean(axis=0), 0.5, atol=2e-3)
+    share = (inside.T @ inside / len(train))[~np.eye(bits, dtype=bool)]
+    assert np.abs(share - 0.25).mean() <= 0.1 * 0.25 * 1.05
+    assert share.std() <= 0.15 * 0.25 * 1.05
+
+
+def test_spheres_of_images_that_are_all_equal():
+    train = np.ones((10, 4), np.float32)
+    encode = spherical(train, 8, np.random.default_rng(0))
+    assert np.isfinite(encode(train)).all()
+    assert np.isfinite(encode(train + 1)).all()
+
+
 def test_rows_come_block_by_block_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_small_run()
@@ -115,6 +223,22 @@ def test_stage_measures_every_method(tmp_path, monkeypatch):
             table = list(csv.DictReader(file))
         assert {row["method"] for row in table} == set(report)
         assert set(table[0]) == {"method", column, "precision"}
+
+
+def test_every_method_has_a_title_and_a_line_of_its_own_in_the_plots(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    from stages.evaluate import plots
+
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda self, *_, label, **style: drawn.append((label, style)))
+    names = [*METHODS, *plots.REFERENCES, "another", "the run"]
+    curves = {name: [(0.0, 1.0), (1.0, 0.2)] for name in names}
+    plots.draw_precision_recall(tmp_path / "curves.png", curves, "the run", "title")
+    assert plots.TITLES.keys() == {*METHODS, *plots.REFERENCES}
+    assert len({label for label, _ in drawn}) == len(names) == 9
+    assert len({(style["color"], style.get("ls", "-")) for _, style in drawn}) == len(names)
+    assert [label for label, style in drawn if style["lw"] > 2] == ["the run"]
 
 
 def test_concept_cosine_is_the_cosine_of_the_softmax(tmp_path, monkeypatch):

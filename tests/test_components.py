@@ -6,17 +6,22 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from stages.artifacts import COMPONENTS, FEATURES, PROVENANCE_KEY, Provenance
+from stages.components.artifact import read_components
 from stages.components.config import Params
 from stages.components.mixture import (
     Mixture,
+    assign,
     coarse_assignment,
     coarse_level,
     cooccurrence,
     fine_assignment,
     fit_mixture,
+    regularisation,
     responsibilities,
     sign,
 )
@@ -136,6 +141,71 @@ def test_a_mixture_that_cannot_be_fitted_says_what_to_change() -> None:
     assert "\n" not in str(error.value)
 
 
+def log_likelihoods(rows: np.ndarray, start: Mixture, steps: int, reg_covar: float) -> list[float]:
+    """Of the mixture after each of `steps` single EM iterations from `start`."""
+    found, mixture = [], start
+    for _ in range(steps):
+        mixture = fit_mixture(rows, len(start.weights), seed=0, iterations=1, reg_covar=reg_covar, start=mixture)
+        found.append(responsibilities(rows, mixture)[1])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("clusters", [2, 6, 12])
+def test_no_step_of_em_lowers_the_likelihood(seed: int, clusters: int) -> None:
+    rows = blobs(seed=seed)
+    rng = np.random.default_rng(seed)
+    start = Mixture(rng.dirichlet(np.ones(clusters)), rng.standard_normal((clusters, 4)), np.ones((clusters, 4)))
+    found = log_likelihoods(rows, start, 25, reg_covar=1e-9)  # with more of it, an iteration is no exact M-step
+    assert found[-1] > found[0]
+    assert (np.diff(found) >= -1e-6 * np.abs(found[0])).all()
+
+
+def test_kmeans_is_that_of_scikit_learn() -> None:
+    rows = blobs()
+    mixture = fit_mixture(rows, 5, seed=3, iterations=50, reg_covar=1e-3, kind="kmeans")
+    model = KMeans(5, n_init=1, max_iter=50, random_state=3).fit(rows)
+    np.testing.assert_array_equal(mixture.means, model.cluster_centers_)
+    np.testing.assert_array_equal(mixture.weights, np.full(5, 0.2))
+    np.testing.assert_allclose(mixture.variances, model.inertia_ / rows.size + 1e-3)
+    assert mixture.converged and mixture.iterations == model.n_iter_
+    assert mixture.log_likelihood == pytest.approx(responsibilities(rows, mixture)[1] / len(rows))
+    # The likeliest component is the cluster; softly, the odds are those of the squared distances.
+    np.testing.assert_array_equal(assign(rows, mixture, "hard"), np.eye(5)[model.labels_])
+    soft = assign(rows, mixture, "soft")
+    squared = ((rows[:, None] - model.cluster_centers_) ** 2).sum(axis=2)
+    expected = np.exp(-squared / (2 * mixture.variances[0, 0]))
+    np.testing.assert_allclose(soft, expected / expected.sum(axis=1, keepdims=True))
+
+
+def test_kmeans_goes_on_from_a_start() -> None:
+    rows = blobs()
+    far = Mixture(np.full(2, 0.5), np.array([[9.0] * 4, [-9.0] * 4]), np.ones((2, 4)))
+    one, other = (fit_mixture(rows, 2, seed=seed, iterations=1, start=far, kind="kmeans") for seed in (0, 1))
+    np.testing.assert_array_equal(one.means, other.means)  # nothing is drawn
+    near = rows @ np.ones(4) >= 0  # nearest of the two
+    expected = [rows[near].mean(axis=0), rows[~near].mean(axis=0)]
+    np.testing.assert_allclose(one.means, expected)
+
+
+def test_kmeans_of_fewer_distinct_rows_than_components() -> None:
+    rows = np.repeat(blobs(3), 5, axis=0)
+    mixture = fit_mixture(rows, 6, seed=0, kind="kmeans")
+    for assignment in ("soft", "hard"):
+        posterior = assign(rows, mixture, assignment)
+        np.testing.assert_allclose(posterior.sum(axis=1), 1)
+        assert np.isfinite(fine_assignment(posterior)).all()
+
+
+def test_a_hard_assignment_is_the_likeliest_component() -> None:
+    rows = blobs()
+    mixture = fit_mixture(rows, 5, seed=0)
+    soft, hard = (assign(rows, mixture, assignment) for assignment in ("soft", "hard"))
+    np.testing.assert_array_equal(soft, responsibilities(rows, mixture)[0])
+    assert set(np.unique(hard)) == {0, 1} and (hard.sum(axis=1) == 1).all()
+    np.testing.assert_array_equal(hard.argmax(axis=1), soft.argmax(axis=1))
+
+
 def test_assignments() -> None:
     posterior = np.array([[0.6, 0.3, 0.1], [0.0, 0.0, 1.0]])
     fine = fine_assignment(posterior)
@@ -153,6 +223,14 @@ def test_cooccurrence_is_the_mean_of_joint_responsibilities() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(found, found.T)
     assert found.sum() == pytest.approx(1)
+
+
+def test_regularisation_is_a_share_of_the_largest_variance() -> None:
+    rows = blobs() * [1, 2, 3, 4]
+    assert regularisation(rows, 0.5) == pytest.approx(0.5 * PCA(4).fit_transform(rows)[:, 0].var())
+    assert regularisation(10 * rows, 0.5) == pytest.approx(100 * regularisation(rows, 0.5))
+    assert regularisation(rows[:, :1], 0.5) == pytest.approx(0.5 * rows[:, 0].var())
+    assert regularisation(np.ones((5, 4)), 0.5) == 1e-6  # equal images have no variance
 
 
 def test_sign_of_zero_is_one() -> None:
@@ -179,6 +257,8 @@ def test_the_coarse_level_groups_near_means() -> None:
         ("coarse", 9, "coarse (9) must be at most fine (8)"),
         ("fine", 0, "components.fine"),
         ("reg_covar", 0.0, "components.reg_covar"),
+        ("mixture", "k-means", "components.mixture: 'k-means' is not allowed: input should be 'gaussian' or 'kmeans'"),
+        ("assignment", "half", "components.assignment: 'half' is not allowed: input should be 'soft' or 'hard'"),
         ("seed", -1, "seed"),
         ("seed", 2**32, "seed"),
     ],
@@ -189,7 +269,10 @@ def test_bad_parameters_are_named(key: str, value: object, message: str) -> None
 
 
 def params(seed: int = 0, **changes: object) -> Params:
-    section = {"fine": 8, "coarse": 3, "pca": 6, "iterations": 50, "reg_covar": 1e-4, "top": 3, **changes}
+    section = {
+        "mixture": "gaussian", "assignment": "soft", "fine": 8, "coarse": 3, "pca": 6, "iterations": 50,
+        "reg_covar": 1e-4, "top": 3, **changes,
+    }  # fmt: skip
     return parse(Params, {"seed": seed, "components": section})
 
 
@@ -257,6 +340,48 @@ def test_the_stage_reproduces_itself_byte_by_byte(here: Path) -> None:
     assert COMPONENTS.read_bytes() == before
     run(params(seed=1))
     assert COMPONENTS.read_bytes() != before
+
+
+@pytest.mark.parametrize("mixture", ["gaussian", "kmeans"])
+def test_regularisation_makes_components_soft(here: Path, mixture: str) -> None:
+    shares = []
+    for share in (1e-4, 0.1):
+        run(params(reg_covar=share, mixture=mixture))
+        with h5py.File(COMPONENTS) as file, h5py.File(FEATURES) as features:
+            images = features["image/features"][:][TRAIN_ID].astype(np.float64)
+            images /= np.linalg.norm(images, axis=1, keepdims=True)
+            reduced = (images - file["pca/mean"][:]) @ file["pca/components"][:].T
+            assert file["variances"][:].min() >= 0.999 * share * reduced[:, 0].var()
+            shares.append(file["responsibilities/value"][:, 0].mean())
+    assert shares[0] > shares[1] + 0.05  # of the likeliest component
+
+
+@pytest.mark.parametrize("mixture", ["gaussian", "kmeans"])
+def test_a_hard_assignment_is_stored(here: Path, mixture: str) -> None:
+    run(params(mixture=mixture, assignment="hard"))
+    components = read_components()
+    np.testing.assert_array_equal(components.top_value, np.tile([1, 0, 0], (100, 1)))
+    assert components.options == params(mixture=mixture, assignment="hard").components
+    with h5py.File(COMPONENTS) as file:
+        shares = np.bincount(components.top_index[:, 0], minlength=8) / 100
+        np.testing.assert_allclose(file["cooccurrence"][:], np.diag(shares), atol=1e-7)
+
+
+def test_kmeans_is_stored_as_its_mixture(here: Path) -> None:
+    run(params(mixture="kmeans"))
+    with h5py.File(COMPONENTS) as file:
+        np.testing.assert_allclose(file["weights"][:], 1 / 8)
+        assert len(np.unique(file["variances"][:])) == 1
+        assert np.isfinite(file.attrs["log_likelihood"])
+        assert file["responsibilities/value"][:].max(axis=1).min() < 1  # soft
+
+
+def test_components_that_do_not_say_how_they_were_made_are_refused(here: Path) -> None:
+    run(params())
+    with h5py.File(COMPONENTS, "a") as file:
+        file.attrs[PROVENANCE_KEY] = Provenance("components", ORIGIN.dataset, ORIGIN.model).to_json()
+    with pytest.raises(InputError, match=r"data/components\.h5: does not say how .*`dvc repro components`"):
+        _ = read_components().options
 
 
 def test_more_responsibilities_than_components_are_all_of_them(here: Path) -> None:

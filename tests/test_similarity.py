@@ -3,6 +3,7 @@
 import tracemalloc
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from stages import tables
-from stages.artifacts import CONCEPT_DISTRIBUTION, SIMILARITY, Provenance
+from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, PROVENANCE_KEY, SIMILARITY, Provenance
 from stages.errors import InputError
 from stages.params import parse
 from stages.similarity.config import Params
@@ -115,10 +116,12 @@ def test_neighbours_of_two_images() -> None:
 
 
 ORIGIN = Provenance("mine", "d" * 64, "e" * 64, params={"tau": 3.0})
+FEATURES_ORIGIN = Provenance("extract", "d" * 64, "e" * 64, params={"views": 1})
 
 
 def params(**changes: object) -> Params:
-    return parse(Params, {"similarity": {"form": "signed", "neighbours": 4, "layout": "factor", **changes}})
+    section = {"source": "concepts", "form": "signed", "neighbours": 4, "layout": "factor", **changes}
+    return parse(Params, {"similarity": section})
 
 
 @pytest.fixture
@@ -131,8 +134,21 @@ def mined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 
 def write_mined(rows: np.ndarray) -> None:
-    table = pa.table({"id": np.arange(len(rows)) * 3 + 1, "distribution": fixed_size_lists(rows)})
+    ids = np.arange(len(rows)) * 3 + 1
+    table = pa.table({"id": ids, "distribution": fixed_size_lists(rows)})
     write_table(table, CONCEPT_DISTRIBUTION, ORIGIN, {"concepts": ["a"] * rows.shape[1]})
+    write_features(ids)
+
+
+def write_features(train_id: np.ndarray, origin: Provenance = FEATURES_ORIGIN) -> None:
+    """Random features (d = 12) of images up to the last of `train_id`."""
+    images = np.random.default_rng(9).standard_normal((train_id.max() + 1, 12))
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    FEATURES.parent.mkdir(exist_ok=True)
+    with h5py.File(FEATURES, "w") as file:
+        file.attrs[PROVENANCE_KEY] = origin.to_json()
+        file["image/features"], file["image/id"] = images.astype(np.float16), np.arange(len(images))
+        file["train/views"], file["train/id"] = images[train_id][None].astype(np.float16), train_id
 
 
 @pytest.mark.parametrize("form", ["signed", "cosine"])
@@ -143,8 +159,45 @@ def test_the_stage_writes_what_reads_back(mined: np.ndarray, form: str) -> None:
     np.testing.assert_array_equal(similarity.factor, similarity_matrix(mined, form).factor)
     np.testing.assert_allclose(similarity.block(slice(None)), dense(mined, form), atol=1e-6)
     assert (provenance.stage, provenance.dataset, provenance.model) == ("similarity", ORIGIN.dataset, ORIGIN.model)
-    assert provenance.params == {"tau": 3.0, "form": form, "neighbours": 4, "layout": "factor"}
+    assert provenance.params == {
+        "tau": 3.0, "source": "concepts", "form": form, "neighbours": 4, "layout": "factor",
+    }  # fmt: skip
     assert pq.read_schema(SIMILARITY).names == ["id", "factor", "neighbours", "similarities"]
+
+
+@pytest.mark.parametrize("form", ["signed", "cosine"])
+def test_features_instead_of_concepts(mined: np.ndarray, form: str) -> None:
+    """UHSCM's ablation: cosines of the features of the same images, in the same form, and as a row factor."""
+    CONCEPT_DISTRIBUTION.unlink()  # not needed
+    run(params(source="features", form=form))
+    similarity, ids, provenance = read_similarity()
+    np.testing.assert_array_equal(ids, np.arange(50) * 3 + 1)
+    with h5py.File(FEATURES) as file:
+        images = file["image/features"][:][ids]
+    assert similarity.factor.shape == (50, 12) and similarity.factor.dtype == np.float32
+    np.testing.assert_allclose(similarity.block(slice(None)), dense(images, form), atol=1e-6)
+    assert (provenance.stage, provenance.dataset, provenance.model) == ("similarity", ORIGIN.dataset, ORIGIN.model)
+    assert provenance.params == {
+        "views": 1, "source": "features", "form": form, "neighbours": 4, "layout": "factor",
+    }  # fmt: skip
+    table, _, _ = read_table(SIMILARITY, {"neighbours": pa.list_(pa.int64(), 4)})
+    rows, _ = nearest_neighbours(similarity_matrix(images.astype(np.float32), form), 4)
+    np.testing.assert_array_equal(matrix(table, "neighbours"), rows * 3 + 1)
+
+
+def test_distributions_of_other_images_are_refused(mined: np.ndarray) -> None:
+    write_features(np.arange(50))
+    with pytest.raises(InputError, match=r"concept_distribution\.parquet: has other training images than data/fea"):
+        run(params())
+    write_features(np.arange(50) * 3 + 1, Provenance("extract", "d" * 64, "f" * 64))
+    with pytest.raises(InputError, match=r"concept_distribution\.parquet: made with another model .*`dvc repro mine`"):
+        run(params())
+    assert not SIMILARITY.exists()
+
+
+def test_an_unknown_source_is_named() -> None:
+    with pytest.raises(InputError, match=r"similarity\.source: 'pixels' is not allowed: input should be 'concepts' or"):
+        params(source="pixels")
 
 
 def test_the_neighbours_are_listed_by_id(mined: np.ndarray) -> None:
@@ -172,8 +225,9 @@ def test_the_dense_layout_has_the_rows_and_nobody_reads_them(
 def test_a_single_training_image_has_no_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_mined(distributions(1))
-    with pytest.raises(InputError, match="at least 2"):
-        run(params())
+    for source, path in (("concepts", CONCEPT_DISTRIBUTION), ("features", FEATURES)):
+        with pytest.raises(InputError, match=f"{path}: similarity needs at least 2"):
+            run(params(source=source))
 
 
 @pytest.mark.parametrize("layout", ["factor", "dense"])
@@ -241,7 +295,8 @@ def test_a_damaged_table_is_named_with_what_rebuilds_it(mined: np.ndarray, damag
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="dvc repro mine"):
+@pytest.mark.parametrize(("path", "stage"), [(CONCEPT_DISTRIBUTION, "mine"), (FEATURES, "extract")])
+def test_a_missing_input_is_named(mined: np.ndarray, path: Path, stage: str) -> None:
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path}: not found; .*`dvc repro {stage}`"):
         run(params())

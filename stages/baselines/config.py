@@ -1,4 +1,4 @@
-"""Metrics of other hashing methods on the same features (LSH, PCA signs, ITQ), through the same code.
+"""Metrics of other hashing methods on the same features (LSH, PCA signs, SH, ITQ, spherical), through the same code.
 
 The cosine of the features and of the mined concept distributions, both real-valued, are upper references. Everything is
 fitted on the training images alone. Reads data/features.h5, data/concepts.parquet and the labels; writes

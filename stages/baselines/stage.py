@@ -14,17 +14,17 @@ from stages.artifacts import (
     FEATURES,
     IMAGES,
     Provenance,
+    write_csv,
 )
 from stages.baselines.config import Params
 from stages.baselines.methods import METHODS
 from stages.codes import pack
 from stages.errors import InputError
 from stages.evaluate.reports import (
-    DIGITS,
     NO_LABELS,
     precision_at_rows,
     precision_recall_rows,
-    write_csv,
+    protocol_row,
     write_report,
 )
 from stages.evaluate.retrieval import Retrieval, evaluate_codes, evaluate_vectors, metrics_dict
@@ -65,14 +65,13 @@ def run(params: Params) -> None:
             encode = fit(train, params.bits, np.random.default_rng(params.seed))
             query, database = (rows(features, ids, lambda x: pack(encode(x))) for ids in (query_id, database_id))  # noqa: B023
             results[name] = evaluate_codes(query, database, *measured)
-        references = {"feature_cosine": _unit}
-        if concepts := _concepts(provenance):
+        references = {"feature_cosine": unit_rows}
+        if concepts := concept_rows(provenance):
             references["concept_cosine"] = concepts
         for name, represent in references.items():
             query, database = (rows(features, ids, represent) for ids in (query_id, database_id))
             results[name] = evaluate_vectors(query, database, *measured)
-    # Numbers of two runs compare where these two agree, so every row has them.
-    split = {"protocol": dataset.protocol, "splits": dataset.splits[:DIGITS]}
+    split = protocol_row(dataset)
     _write(results, {name: {**metrics_dict(result), **split} for name, result in results.items()}, provenance)
 
 
@@ -89,7 +88,7 @@ def rows(features: Features, ids: np.ndarray, represent: Callable[[np.ndarray], 
     return result
 
 
-def _concepts(like: Provenance) -> Callable[[np.ndarray], np.ndarray] | None:
+def concept_rows(like: Provenance) -> Callable[[np.ndarray], np.ndarray] | None:
     """Features to their distribution over the kept concepts, scaled to unit length (UHSCM, steps 2 and 4).
 
     None where there are no concepts.
@@ -100,10 +99,11 @@ def _concepts(like: Provenance) -> Callable[[np.ndarray], np.ndarray] | None:
     if not len(texts):
         return None
     tau = provenance.params["tau"]
-    return lambda features: _unit(mine_distribution(features, texts, tau))
+    return lambda features: unit_rows(mine_distribution(features, texts, tau))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows (n, d) scaled to unit length."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 

@@ -5,8 +5,10 @@ from functools import cached_property
 
 import h5py
 import numpy as np
+from pydantic import ValidationError
 
 from stages.artifacts import COMPONENTS, PROVENANCE_KEY, Provenance, damaged, rebuild_hint
+from stages.components.config import Components as Options
 from stages.errors import InputError
 
 
@@ -33,6 +35,18 @@ class Components:
         dense = np.zeros((len(self.top_index), len(self.weights)), np.float32)
         np.put_along_axis(dense, self.top_index, self.top_value, axis=1)
         return dense / dense.sum(axis=1, keepdims=True)
+
+    @cached_property
+    def options(self) -> Options:
+        """The section ``components`` that they were made with.
+
+        Raises:
+            InputError: the file does not say.
+        """
+        try:
+            return Options(**{key: value for key, value in self.provenance.params.items() if key != "seed"})
+        except ValidationError:
+            raise damaged(COMPONENTS, "does not say how its components were made") from None
 
 
 def read_components() -> Components:

@@ -1,8 +1,10 @@
-"""Semantic components: a Gaussian mixture, its co-occurrence and a coarse level over it (DSCH, first E-step).
+"""Semantic components: a mixture of fine ones, their co-occurrence and a coarse level (DSCH, first E-step).
 
 Reads data/features.h5, writes data/components.h5. Training starts from these components and then re-estimates them on
 its own codes; here they can be inspected before any training.
 """
+
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -12,11 +14,13 @@ from stages.params import Frozen, Seed
 class Components(Frozen):
     """Section ``components``."""
 
-    fine: int = Field(gt=0)  # Gaussian components (the paper's m1)
+    mixture: Literal["gaussian", "kmeans"]  # what the fine components are
+    assignment: Literal["soft", "hard"]  # all responsibilities of an image, or 1 for the likeliest component
+    fine: int = Field(gt=0)  # fine components (the paper's m1)
     coarse: int = Field(gt=0)  # clusters of component means (m2)
     pca: int = Field(gt=0)  # dimensions that the features are reduced to
     iterations: int = Field(gt=0)  # EM iterations at most
-    reg_covar: float = Field(gt=0)  # added to every variance
+    reg_covar: float = Field(gt=0, lt=1)  # added to every variance, as a share of the data's largest variance
     top: int = Field(gt=0)  # responsibilities kept per image
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 
 from stages.artifacts import COMPONENTS, FEATURES, PROVENANCE_KEY, Provenance, library_versions, writing
 from stages.components.config import Params
-from stages.components.mixture import coarse_level, cooccurrence, fit_mixture, responsibilities
+from stages.components.mixture import assign, coarse_level, cooccurrence, fit_mixture, regularisation
 from stages.errors import InputError
 from stages.features import Features
 
@@ -21,9 +21,10 @@ def run(params: Params) -> None:
     pca = PCA(min(options.pca, *images.shape), random_state=params.seed)
     reduced = pca.fit_transform(images).astype(np.float64)  # log-densities cancel in single precision
     mixture = fit_mixture(
-        reduced, options.fine, seed=params.seed, iterations=options.iterations, reg_covar=options.reg_covar
-    )
-    posterior, _ = responsibilities(reduced, mixture)
+        reduced, options.fine, seed=params.seed, iterations=options.iterations,
+        reg_covar=regularisation(reduced, options.reg_covar), kind=options.mixture,
+    )  # fmt: skip
+    posterior = assign(reduced, mixture, options.assignment)
     hierarchy = coarse_level(mixture.means, options.coarse, params.seed)
     top = np.argsort(-posterior, axis=1, kind="stable")[:, : options.top]
 

@@ -29,10 +29,10 @@ class SimilarityMatrix:
         return self.scale * (self.factor[rows] @ self.factor[columns].T) + self.offset
 
 
-def similarity_matrix(distribution: np.ndarray, form: str) -> SimilarityMatrix:
-    """The matrix of concept distributions (n, m')."""
+def similarity_matrix(rows: np.ndarray, form: str) -> SimilarityMatrix:
+    """The matrix of concept distributions (n, m'), or of whatever else images are compared by."""
     scale, offset = FORMS[form]
-    return SimilarityMatrix(distribution / np.linalg.norm(distribution, axis=1, keepdims=True), scale, offset)
+    return SimilarityMatrix(rows / np.linalg.norm(rows, axis=1, keepdims=True), scale, offset)
 
 
 def nearest_neighbours(similarity: SimilarityMatrix, k: int) -> tuple[np.ndarray, np.ndarray]:
