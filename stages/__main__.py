@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -18,6 +19,7 @@ from stages.params import PARAMS_FILE, parse, read_params_file, unknown_key
 #: The stages in the order in which data flows through them.
 STAGES = (
     "download", "weights", "extract", "mine", "similarity", "components", "train", "encode", "baselines", "evaluate",
+    "explain",
 )  # fmt: skip
 
 app = typer.Typer(
@@ -44,10 +46,46 @@ def _register(name: str) -> None:
     # The help of a command is the docstring of the stage's config module, which is cheap to import.
     text = importlib.import_module(f"stages.{name}.config").__doc__
 
-    @app.command(name, help=text)
     def command() -> None:
         with one_line_errors():
             run_stage(name)
+
+    app.command(name, help=text)(_explain if name == "explain" else command)
+
+
+def _explain(
+    image: Annotated[Path | None, typer.Option(help="Explain the code of this image file.")] = None,
+    index: Annotated[int | None, typer.Option("--id", help="Explain the code of this image of the data set.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON; with --image or --id.")] = False,
+) -> None:
+    with one_line_errors():
+        if image is None and index is None and not as_json:
+            run_stage("explain")
+        else:
+            importlib.import_module("stages.explain.command").explain(image, index, as_json)
+
+
+@app.command("preset")
+def _preset(name: Annotated[str | None, typer.Argument(help="Like uhscm_paper/cifar10.")] = None) -> None:
+    """Write a paper's parameters for a data set into params.yaml; without a name, list what there is."""
+    with one_line_errors():
+        presets = importlib.import_module("stages.presets")
+        print("\n".join(presets.names() if name is None else presets.apply(name)))
+
+
+def _register_benchmark() -> None:
+    config = importlib.import_module("stages.benchmark.config")
+
+    @app.command("benchmark", help=config.__doc__)
+    def command(
+        plan: Annotated[Path, typer.Option(help="What is compared.", show_default="plans/scenes.yaml")]
+        = config.DEFAULT_PLAN,
+        workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
+        queue: Annotated[bool, typer.Option("--queue", help="Put it into the queue of DVC experiments.")] = False,
+        collect: Annotated[bool, typer.Option("--collect", help="Report on such experiments.")] = False,
+    ) -> None:
+        with one_line_errors():
+            importlib.import_module("stages.benchmark.stage").run(plan, workers, queue, collect)
 
 
 class Terminated(BaseException):
@@ -119,6 +157,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in STAGES:
         _register(name)
+    _register_benchmark()
     app()
 
 

@@ -1,5 +1,6 @@
 """Where the artifacts lie, how they are written (beside, then renamed) and the provenance that each one carries."""
 
+import csv
 import errno
 import glob
 import hashlib
@@ -12,7 +13,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -25,6 +26,7 @@ IMAGES = Path("data/images")
 DATASET = Path("data/dataset.json")
 SPLITS = Path("data/splits.json")
 CLIP = Path("models/clip")
+BACKBONE = Path("models/backbone")
 FEATURES = Path("data/features.h5")
 CONCEPTS = Path("data/concepts.parquet")
 CONCEPT_DISTRIBUTION = Path("data/concept_distribution.parquet")
@@ -36,13 +38,15 @@ METRICS = Path("reports/metrics.json")
 BASELINES = Path("reports/baselines.json")
 BASELINES_PRECISION_RECALL = Path("reports/plots/baselines_precision_recall.csv")
 BASELINES_PRECISION_AT_N = Path("reports/plots/baselines_precision_at_n.csv")
+EXPLAIN = Path("reports/explain")
 
 #: The stage that makes an artifact, for "rebuild it with ..." in messages.
 PRODUCER = {
-    IMAGES: "download", DATASET: "download", SPLITS: "download", CLIP: "weights", FEATURES: "extract", CONCEPTS: "mine",
+    IMAGES: "download", DATASET: "download", SPLITS: "download", CLIP: "weights", BACKBONE: "weights",
+    FEATURES: "extract", CONCEPTS: "mine",
     CONCEPT_DISTRIBUTION: "mine", SIMILARITY: "similarity", COMPONENTS: "components", HASHNET: "train",
     CODES: "encode", METRICS: "evaluate", BASELINES: "baselines", BASELINES_PRECISION_RECALL: "baselines",
-    BASELINES_PRECISION_AT_N: "baselines",
+    BASELINES_PRECISION_AT_N: "baselines", EXPLAIN: "explain",
 }  # fmt: skip
 
 #: Key of the provenance in Parquet schema metadata, HDF5 root attributes and JSON artifacts.
@@ -305,6 +309,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise damaged(path, "not a JSON object")
     return content
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table atomically."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def sha256(path: Path) -> str:

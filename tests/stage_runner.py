@@ -148,6 +148,10 @@ class StageRunner:
         return Result(**answer, **printed)
 
 
+#: Inputs that a stage reads with these parameters only.
+READ_WITH: dict[tuple[str, str], dict[str, Any]] = {("train", "data/concepts.parquet"): {"method": "duh_eg"}}
+
+
 def prepare(directory: Path, *changes: dict[str, Any]) -> Path:
     """Make `directory` one in which stages can run, with the tiny parameters and `changes`."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import h5py
 import pyarrow.parquet as pq
 import pytest
 from picture import picture
-from stage_runner import copy, inputs, leftovers, link, outputs, prepare
+from stage_runner import READ_WITH, copy, inputs, leftovers, link, outputs, prepare
 
 from stages.__main__ import STAGES
 
@@ -44,7 +44,8 @@ def producer(path):
     ({"bitz": 32}, "params.yaml: unknown key 'bitz'; did you mean 'bits'?"),
     ({"train": {"epoch": 1}}, "params.yaml: unknown key 'train.epoch'; did you mean 'epochs'?"),
     ({"train": {"dsch": {"roundd": 1}}}, "params.yaml: unknown key 'train.dsch.roundd'; did you mean 'round'?"),
-    ({"method": "uhcsm"}, "params.yaml: method: 'uhcsm' is not allowed: input should be 'uhscm', 'dsch' or 'fused'"),
+    ({"method": "uhcsm"}, "params.yaml: method: 'uhcsm' is not allowed: input should be 'uhscm', 'dsch', "
+     "'fused', 'greedyhash', 'bihalf', 'cibhash', 'sdc' or 'duh_eg'"),
     ({"dataset": {"name": "mnist"}}, "params.yaml: dataset.name: 'mnist' is not allowed: input should be 'scenes', "
      "'cifar10', 'cifar100', 'fashion_mnist', 'mirflickr25k', 'nuswide', 'coco2014', 'coco2017', 'imagefolder', "
      "'parquet', 'webdataset', 'csv' or 'embeddings'"),
@@ -164,7 +165,7 @@ def claim(path, **changes):
 #: What says nothing of where it is from, or has nothing beside it in that stage to be compared with.
 ALONE = {
     ("extract", "data/images"), ("extract", "models/clip"), ("similarity", "data/concept_distribution.parquet"),
-    ("components", "data/features.h5"), ("mine", "models/clip"),
+    ("components", "data/features.h5"), ("mine", "models/clip"), ("train", "models/backbone"),
     ("evaluate", "reports/plots/baselines_precision_recall.csv"),
     ("evaluate", "reports/plots/baselines_precision_at_n.csv"),
 }  # fmt: skip
@@ -177,6 +178,7 @@ COMPARED = [
 
 @pytest.mark.parametrize(("stage", "path", "what"), COMPARED)
 def test_artifact_of_another_data_set_or_model(stage, path, what, directory, run_stages, tiny_run):
+    prepare(directory, READ_WITH.get((stage, path), {}))
     link([other for other in inputs(stage) if other != path], tiny_run, directory)
     copy([path], tiny_run, directory)
     claim(directory / path, **{what: "f" * 64})
@@ -229,6 +231,7 @@ def damage(path, how):
     if (how, path[-4:]) != ("truncated", ".csv")  # the beginning of a table is a table
 ])  # fmt: skip
 def test_damaged_artifact(stage, path, how, directory, run_stages, tiny_run):
+    prepare(directory, READ_WITH.get((stage, path), {}))
     link([other for other in inputs(stage) if other != path], tiny_run, directory)
     copy([path], tiny_run, directory)
     damage(directory / path, how)
@@ -252,6 +255,7 @@ def test_overwritten_bytes_are_noticed_or_harmless(stage, path, directory, run_s
 @every_input
 def test_something_else_under_that_name(stage, path, directory, run_stages, tiny_run):
     """An artifact of the same format with other content, as of an earlier version."""
+    prepare(directory, READ_WITH.get((stage, path), {}))
     link([other for other in inputs(stage) if other != path], tiny_run, directory)
     target = directory / path
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -387,7 +391,7 @@ def test_read_only_disk(stage, small_disk, run_stages, tiny_run):
 
 
 @pytest.mark.parametrize(("stage", "name"), [
-    ("download", "data"), ("weights", "models"), ("train", "models"), ("baselines", "reports"),
+    ("download", "data"), ("weights", "models"), ("train", "reports"), ("baselines", "reports"),
 ])  # fmt: skip
 def test_something_in_the_way(stage, name, directory, run_stages, tiny_run):
     """A file where a directory of outputs has to go: fails like a read-only place, for root as well."""

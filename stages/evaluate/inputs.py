@@ -15,7 +15,7 @@ from stages.artifacts import (
 )
 from stages.codes import Codes
 from stages.evaluate.reports import Curve, read_curves, read_report
-from stages.mine.leakage import label_matches
+from stages.mine.leakage import WHOLE_VOCABULARY, label_matches
 from stages.tables import read_table
 
 
@@ -39,10 +39,16 @@ class Concepts:
         """The names of those that were kept."""
         return [name for name, reason in zip(self.names, self.reasons, strict=True) if not reason]
 
-    def overlapping(self, class_names: list[str]) -> dict[str, list[str]]:
-        """The kept concepts that are names of classes, each with those names."""
-        kept = self.kept
-        return {name: labels for name, labels in zip(kept, label_matches(kept, class_names), strict=True) if labels}
+    def guiding(self, method: str) -> list[str]:
+        """The names of those that `method` was free to learn from, where it learns from concepts."""
+        if method not in WHOLE_VOCABULARY:
+            return self.kept
+        return [name for name, reason in zip(self.names, self.reasons, strict=True) if reason != "label name"]
+
+    def overlapping(self, method: str, class_names: list[str]) -> dict[str, list[str]]:
+        """Those that guide `method` and are names of classes, each with those names."""
+        names = self.guiding(method)
+        return {name: labels for name, labels in zip(names, label_matches(names, class_names), strict=True) if labels}
 
 
 def read_concepts(codes: Codes) -> Concepts:

@@ -13,8 +13,8 @@ HIT = "#1b9e4b"
 MISS = "#d1343f"
 ACCENT = "#0b5cad"
 
-#: Told apart by people who do not see all colours (Okabe & Ito).
-SERIES = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#7f7f7f")
+#: Told apart by people who do not see all colours (Okabe & Ito, and a brown).
+SERIES = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#7a4f1d")
 
 
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

@@ -1,6 +1,7 @@
 """Line and bar pictures: precision-recall and precision at N of all methods, and the mined concepts."""
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ REASON_COLOURS = {
     "": "#5a9bd8", OVERLAP: "#6a3d9a", "too rare": "#b8c1cb", "too frequent": "#e69f00", "label name": "#cc79a7",
 }  # fmt: skip
 
+#: Line styles of the real-valued references, which are no hashing methods.
+REFERENCES = {
+    "feature_cosine": {"color": "#7f7f7f", "ls": (0, (4, 2))},
+    "concept_cosine": {"color": palette.INK, "ls": (0, (1, 1.4))},
+}
+
 #: Readable names of the baselines; the method of the run has its own.
 TITLES = {
-    "lsh": "LSH", "pca_sign": "PCA-sign", "itq": "ITQ", "feature_cosine": "features, cosine (real-valued)",
-    "concept_cosine": "concepts, cosine (real-valued)",
+    "lsh": "LSH", "pca_sign": "PCA-sign", "sh": "SH", "itq": "ITQ", "spherical": "spherical hashing",
+    "feature_cosine": "features, cosine (real-valued)", "concept_cosine": "concepts, cosine (real-valued)",
 }  # fmt: skip
 
 
@@ -98,7 +105,7 @@ def draw_concepts(path: Path, concepts: Concepts, overlap: Collection[str] = ())
     handles = [axes.barh(0, 0, color=REASON_COLOURS.get(kind, palette.FAINT)) for kind in legend]
     axes.legend(handles, [f"{kind or 'kept'} ({count:,})" for kind, count in legend.items()], loc="lower right",
                 fontsize=9, framealpha=0.95, edgecolor=palette.GRID)  # fmt: skip
-    _style(axes, "x")
+    style_axes(axes, "x")
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -134,23 +141,21 @@ def _canvas(title: str) -> tuple[Figure, Axes]:
 
 
 def _styled(curves: Mapping[str, Curve], run: str) -> Iterator[tuple[str, np.ndarray, np.ndarray, dict[str, Any]]]:
-    """(label, x, y, line style) of each curve; real-valued references dashed, the run last and boldest."""
-    others = [name for name in curves if name != run]
-    for index, name in enumerate([*others, run]):
-        if not curves[name]:
-            continue
-        x, y = np.array(curves[name]).T
+    """(label, x, y, line style) of each curve; real-valued references grey and dashed, the run last and boldest."""
+    colours = cycle(palette.SERIES)
+    for name in [*(name for name in curves if name != run), run]:
         if name == run:
             style = {"color": palette.ACCENT, "lw": 2.8, "zorder": 5}
         else:
-            colour = palette.SERIES[index % len(palette.SERIES)]
-            style = {"color": colour, "lw": 1.7, "ls": (0, (4, 2)) if name.endswith("_cosine") else "-"}
-        yield TITLES.get(name, name), x, y, style
+            style = {"lw": 1.7, **(REFERENCES.get(name) or {"color": next(colours)})}
+        if curves[name]:
+            x, y = np.array(curves[name]).T
+            yield TITLES.get(name, name), x, y, style
 
 
 def _finish(figure: Figure, axes: Axes, path: Path) -> None:
     axes.set_ylim(bottom=0, top=min(1.02, axes.get_ylim()[1] * 1.08))
-    _style(axes, "both")
+    style_axes(axes, "both")
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(handles[::-1], labels[::-1], fontsize=9, frameon=True, framealpha=0.95, edgecolor=palette.GRID)
@@ -160,7 +165,8 @@ def _finish(figure: Figure, axes: Axes, path: Path) -> None:
         figure.savefig(temporary)
 
 
-def _style(axes: Axes, grid: str) -> None:
+def style_axes(axes: Axes, grid: str) -> None:
+    """Thin grey frame and grid; `grid` is ``x``, ``y`` or ``both``."""
     axes.grid(axis=grid, color=palette.GRID, linewidth=0.9)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

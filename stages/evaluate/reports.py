@@ -2,14 +2,15 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import Provenance, damaged, read_json, rebuild_hint, replacing, write_json
+from stages.artifacts import Provenance, damaged, read_json, rebuild_hint, write_json
 from stages.errors import InputError
 from stages.evaluate.retrieval import Retrieval
+from stages.images import Dataset
 
 PRECISION_RECALL = Path("reports/plots/precision_recall.csv")
 PRECISION_AT_N = Path("reports/plots/precision_at_n.csv")
@@ -44,6 +45,11 @@ def read_report(path: Path) -> tuple[dict[str, Any], Provenance]:
     return content, Provenance.from_json(provenance, path)
 
 
+def protocol_row(dataset: Dataset) -> dict[str, str]:
+    """The protocol and its splits: numbers of two runs compare where these agree, so every row of metrics has them."""
+    return {"protocol": dataset.protocol, "splits": dataset.splits[:DIGITS]}
+
+
 def precision_recall_rows(retrieval: Retrieval) -> list[tuple[int, float, float]]:
     """(threshold, recall, precision) where precision is defined: something lies within the radius or rank."""
     points = zip(retrieval.thresholds, retrieval.recall, retrieval.precision, strict=True)
@@ -55,14 +61,6 @@ def precision_at_rows(retrieval: Retrieval) -> list[tuple[int, float]]:
     """(n, precision among the first n)."""
     points = zip(retrieval.ranks, retrieval.precision_at_rank, strict=True)
     return [(int(rank), float(precision)) for rank, precision in points]
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table atomically."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def read_curves(path: Path, x: str, y: str) -> dict[str, Curve]:

@@ -25,6 +25,7 @@ class Retrieval:
         map_stable: mAP@k by cut-off ("1000", "all"), equal distances in database order.
         map_tie_aware: the same in expectation over random order within ties; empty for real-valued vectors, of which
             only exact copies tie.
+        query_precision: the average precisions that `map_tie_aware` is the mean of, (q,) by cut-off; empty likewise.
         precision_at: mean precision among the first N, in stable order, by N.
         ranks, precision_at_rank: (r,) the same as a curve, at ranks 1..n spaced geometrically.
         precision_hamming2: mean precision within Hamming radius 2, 0 for a query with nothing within; None for vectors.
@@ -35,6 +36,7 @@ class Retrieval:
 
     map_stable: dict[str, float]
     map_tie_aware: dict[str, float]
+    query_precision: dict[str, np.ndarray]
     precision_at: dict[int, float]
     ranks: np.ndarray
     precision_at_rank: np.ndarray
@@ -105,6 +107,7 @@ def evaluate_codes(
     n, radii = len(database_codes), database_codes.shape[1] * 8 + 1
     pooled = _PooledRanking(len(query_codes), n, cutoffs)
     expected = np.zeros(len(pooled.cutoffs))
+    by_query = []
     pooled_items, pooled_relevant = np.zeros(radii, dtype=np.int64), np.zeros(radii, dtype=np.int64)
     precision_hamming2 = 0.0
     query_sets, database_sets = pack_labels(query_labels), pack_labels(database_labels)
@@ -116,7 +119,8 @@ def evaluate_codes(
 
         counts = _histogram(distances, relevant, radii)
         items, hits = counts.sum(axis=2), counts[:, :, 1]
-        expected += expected_average_precision(items, hits, pooled.cutoffs).sum(axis=0)
+        by_query.append(expected_average_precision(items, hits, pooled.cutoffs))
+        expected += by_query[-1].sum(axis=0)
         within, hits_within = items[:, :3].sum(axis=1), hits[:, :3].sum(axis=1)
         precision_hamming2 += float(np.sum(hits_within / np.maximum(within, 1)))
         pooled_items += items.sum(axis=0)
@@ -125,6 +129,7 @@ def evaluate_codes(
     return Retrieval(
         map_stable=pooled.mean_average_precision(),
         map_tie_aware=pooled.named(expected),
+        query_precision=dict(zip(pooled.names, np.concatenate(by_query).T, strict=True)),
         precision_at=pooled.precision_at(precision_at),
         ranks=pooled.ranks,
         precision_at_rank=pooled.found_at_ranks / (pooled.ranks * len(query_codes)),
@@ -163,6 +168,7 @@ def evaluate_vectors(
     return Retrieval(
         map_stable=pooled.mean_average_precision(),
         map_tie_aware={},
+        query_precision={},
         precision_at=pooled.precision_at(precision_at),
         ranks=pooled.ranks,
         precision_at_rank=precision,

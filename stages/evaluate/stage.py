@@ -1,6 +1,6 @@
 """Read the codes and all that describes the run, write metrics, curves and pictures."""
 
-from stages.artifacts import CODES, COMPONENTS, DATASET, IMAGES, METRICS, Provenance
+from stages.artifacts import CODES, COMPONENTS, DATASET, IMAGES, METRICS, Provenance, write_csv
 from stages.codes import read_codes
 from stages.components.artifact import read_components
 from stages.errors import InputError
@@ -39,16 +39,16 @@ def run(params: Params) -> None:
         recall, at_n = reports.precision_recall_rows(result), reports.precision_at_rows(result)
     else:
         print(f"evaluate: {reports.NO_LABELS}")
-    overlap = concepts.overlapping(dataset.class_names)
+    guiding, overlap = concepts.guiding(codes.method), concepts.overlapping(codes.method, dataset.class_names)
     metrics |= code_statistics(codes.database)
     metrics |= {
         "queries": len(codes.query), "database": len(codes.database), "near_duplicates": dataset.near_duplicates,
-        "protocol": dataset.protocol, "splits": dataset.splits[:reports.DIGITS],
+        **reports.protocol_row(dataset),
     }  # fmt: skip
     # Guidance from the data set's own class names is leakage: a run says how much of it there was.
-    metrics |= leakage_report(codes.method, len(concepts.kept), overlap)
+    metrics |= leakage_report(codes.method, len(guiding), overlap)
     if metrics["guidance"] == LEAKAGE:
-        print(f"evaluate: {len(overlap):,} of the {len(concepts.kept):,} concepts are names of the data set's own "
+        print(f"evaluate: {len(overlap):,} of the {len(guiding):,} concepts are names of the data set's own "
               "classes; concepts.exclude_label_names: true leaves them out")  # fmt: skip
     provenance = Provenance("evaluate", dataset.digest, codes.provenance.model, params={
         "method": codes.method, "bits": codes.bits, "dataset": dataset.name, "protocol": dataset.protocol,
@@ -56,8 +56,8 @@ def run(params: Params) -> None:
     })  # fmt: skip
 
     reports.write_report(METRICS, metrics, provenance)
-    reports.write_csv(reports.PRECISION_RECALL, ("radius", "recall", "precision"), recall)
-    reports.write_csv(reports.PRECISION_AT_N, ("n", "precision"), at_n)
+    write_csv(reports.PRECISION_RECALL, ("radius", "recall", "precision"), recall)
+    write_csv(reports.PRECISION_AT_N, ("n", "precision"), at_n)
     run, on = f"{codes.method} ({codes.bits} bits)", f"{dataset.name}, {codes.bits} bits"
     recall_curves[run], at_n_curves[run] = [point[1:] for point in recall], at_n
     plots.draw_precision_recall(REPORTS / "precision_recall.png", recall_curves, run, f"Precision and recall, {on}")
