@@ -1,5 +1,6 @@
 """Images decoded by worker processes, slice by slice of the shards, for the stages that look at pixels."""
 
+import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -91,11 +92,17 @@ def in_order(items: Items, workers: int, description: str | None = None) -> Gene
     Raises:
         InputError: an image cannot be read.
     """
-    made = DataLoader(items, batch_size=None, num_workers=workers)
+    made = DataLoader(items, batch_size=None, num_workers=workers, worker_init_fn=_hang_up_quietly)
     for item in track(made, description, len(items)) if description else made:
         if isinstance(item, InputError):
             raise item
         yield item
+
+
+def _hang_up_quietly(_: int) -> None:
+    """Let a worker whose reader was interrupted say nothing: its thread that hands tensors over has nobody to tell."""
+    say = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: None if issubclass(kind, ConnectionError) else say(kind, error, trace)
 
 
 @contextmanager

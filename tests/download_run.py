@@ -63,10 +63,10 @@ def script(name: str, options: dict[str, Any], before: str = "") -> list[str]:
     code = f"""
 import sys
 import stages.__main__ as program
-program.STAGES = ("download",)  # then params.yaml needs nothing else, and the command has no name
+program.STAGES = ("download",)  # then params.yaml needs nothing else
 {before}
 if __name__ == "__main__":
-    sys.argv = ["stages"]
+    sys.argv = ["stages", "download"]
     program.main()
 """
     Path("params.yaml").write_text(json.dumps({"dataset": {"name": name} | options}))

@@ -26,6 +26,8 @@ from stages.extract import embeddings as conversion
 from stages.features import Features
 from stages.images import ImageShards, read_dataset
 from stages.params import parse
+from stages.weights.config import Backbone
+from stages.weights.stage import pin_backbone
 
 DIM, COUNT = 16, 600
 #: The directions that the embeddings lie around.
@@ -114,6 +116,7 @@ def test_text_features_of_a_vocabulary_are_a_text_side(here: Path, method: str) 
 def test_the_model_that_made_them_is_a_text_side(here: Path) -> None:
     """Those of the model of this package have 64 dimensions."""
     pin_scenes_clip(Path(CLIP))
+    pin_backbone(Backbone(model=None, weights=None))
     run("download")
     with pytest.raises(InputError, match=r"the embeddings have 16 dimensions, clip\.model scenes-clip gives 64; name"):
         run("extract")

@@ -329,7 +329,8 @@ def test_features_of_another_model_are_refused(here: Path) -> None:
 def without_model() -> None:
     """``models/clip`` as it is for ``clip.model: null``."""
     CLIP.unlink()
-    run_weights(WeightsParams.model_validate({"clip": {"model": None, "pretrained": None}}))
+    nothing = {"clip": {"model": None, "pretrained": None}, "backbone": {"model": None, "weights": None}}
+    run_weights(WeightsParams.model_validate(nothing))
 
 
 def write_parquet(words: list[str], texts: np.ndarray, provenance: Provenance | None = None) -> str:
