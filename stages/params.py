@@ -4,7 +4,7 @@ The fields of a stage's ``Params`` are exactly the keys that ``dvc.yaml`` lists 
 """
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -56,6 +56,15 @@ def read_params_file(path: Path = PARAMS_FILE) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a mapping of parameters, is {type(values).__name__}")
     return values
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes`, section by section."""
+    result = dict(values)
+    for key, change in changes.items():
+        both = isinstance(change, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], change) if both else change
+    return result
 
 
 def parse(model: type[P], values: dict[str, Any], path: Path = PARAMS_FILE) -> P:

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.artifacts import replacing
 from stages.errors import InputError
-from stages.params import PARAMS_FILE, unknown_key
+from stages.params import PARAMS_FILE, merged, unknown_key
 
 DIRECTORY = Path(__file__).parent / "train" / "presets"
 COMMON = "common"
@@ -36,7 +36,7 @@ def read(name: str) -> dict[str, Any]:
         raise InputError(f"preset '{name}': there is none of this name; take one of {', '.join(names())}")
     file, section = name.split("/")
     content = _read(DIRECTORY / f"{file}.yaml")
-    return _merged(content[COMMON], content[section])
+    return merged(content[COMMON], content[section])
 
 
 def apply(name: str, path: Path = PARAMS_FILE) -> list[str]:
@@ -89,13 +89,6 @@ def _yaml() -> YAML:
 def _read(file: Path) -> dict[str, Any]:
     # Numbers stay as they are written: 0.000001 would go out as 1e-06, which YAML 1.1 takes for text.
     return _yaml().load(file.read_text(encoding="utf-8"))
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        result[key] = _merged(result.get(key, {}), value) if isinstance(value, dict) else value
-    return result
 
 
 def _leaves(values: dict[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -12,10 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from stage_runner import ROOT, merged, write_params
+from stage_runner import ROOT, write_params
 
 from stages.benchmark import stage
 from stages.benchmark.results import RESULTS
+from stages.params import merged
 from stages.tables import fixed_size_lists
 
 DIM, COUNT = 16, 240

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from stages.params import merged
+
 ROOT = Path(__file__).parents[1]
 
 #: Changes to ``params.yaml`` with which the whole pipeline takes seconds.
@@ -24,14 +26,6 @@ TINY = {
     "train": {"epochs": 2, "batch_size": 64, "hidden": 32, "checkpoint": 1},
     "evaluate": {"precision_at": [1, 10, 100]},
 }  # fmt: skip
-
-
-def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `changes`, section by section."""
-    result = dict(values)
-    for key, value in changes.items():
-        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
-    return result
 
 
 def write_params(directory: Path, *changes: dict[str, Any]) -> None:

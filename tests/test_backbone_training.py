@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,8 @@ def params(method: str = "fused", **changes: Any):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered scenes and all that the stages before the training make of them; only to be read."""
-    directory, before = tmp_path_factory.mktemp("scenes"), Path.cwd()
-    os.chdir(directory)
-    try:
+    directory = tmp_path_factory.mktemp("scenes")
+    with chdir(directory):
         write_shards(directory, scenes(COUNT), IS_TRAIN, group=10)
         weights.pin_clip(Clip(model="scenes-clip", pretrained="embedded"))
         weights.pin_backbone(RESNET)
@@ -77,17 +77,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mine.run(parse(MineParams, {"device": "cpu", "concepts": section}))
         similarity.run(parse(SimilarityParams, {"similarity": {**DEFAULTS["similarity"], "neighbours": 3}}))
         run_components()
-    finally:
-        os.chdir(before)
     return directory
-
-
-@pytest.fixture
-def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)  # the products are small, and other tests run beside
-    return tmp_path
 
 
 def trained() -> bytes:

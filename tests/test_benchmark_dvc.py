@@ -1,10 +1,8 @@
 """The comparison as a queue of experiments, by real DVC in a clone of the working tree, on a tiny ``scenes``."""
 
 import json
-import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,14 @@ from typing import Any
 import pytest
 import yaml
 from benchmark_run import PLAN
-from stage_runner import ROOT, merged
+from stage_runner import ROOT
 from test_pipeline import Project
 
 from stages.benchmark import dvc_queue
 from stages.benchmark.config import Plan
 from stages.benchmark.results import REPORTS, RESULTS, read_results
 from stages.errors import InputError, OutsideError
-from stages.params import parse
+from stages.params import merged, parse
 
 TINY: dict[str, Any] = {
     "datasets": [{"name": "scenes"}], "methods": ["itq", "dsch", "feature_cosine", "concept_cosine"], "bits": [8, 16],
@@ -131,14 +129,7 @@ def test_queue_is_run_and_collected(queued, monkeypatch):
                             env=project.environment, capture_output=True, text=True)  # fmt: skip
     assert before.returncode == 2 and "not finished at this commit" in before.stderr
     assert before.stderr.count("\n") == 1 and not (project.directory / RESULTS).exists()
-    project.dvc("queue", "start")
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        states = re.findall(r"^\w{7}\s+\S+\s+.*?(\w+)$", project.dvc("queue", "status"), re.MULTILINE)
-        if len(states) == 2 and not {"Queued", "Running"} & set(states):
-            break
-        time.sleep(2)
-    assert states == ["Success", "Success"]
+    assert project.run_queue() == ["Success", "Success"]
     project.run(sys.executable, "-c", PROGRAM, str(plan), "collect")
     monkeypatch.chdir(project.directory)
     frame, provenance, _ = read_results()

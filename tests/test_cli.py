@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from stage_runner import TINY, inputs, leftovers, link, merged, outputs, prepare
+from stage_runner import TINY, inputs, leftovers, link, outputs, prepare
 
 from stages.__main__ import STAGES, one_line_errors
 from stages.errors import InputError, OutsideError
+from stages.params import merged
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 

@@ -27,6 +27,7 @@ from stages.artifacts import (
     CONCEPT_DISTRIBUTION,
     CONCEPTS,
     DATASET,
+    EXPLAIN,
     FEATURES,
     HASHNET,
     IMAGES,
@@ -673,12 +674,13 @@ def test_damaged_tables_are_one_line(here, capsys):
 
 def test_tables_of_another_network_are_refused(here, capsys):
     found, made_from = read_bits()
-    write_bits(found, Provenance("explain", made_from.dataset, made_from.model, made_from.params | {"seed": 7}))
+    other = Provenance("explain", made_from.dataset, made_from.model, made_from.params | {"seed": 7})
+    write_bits(EXPLAIN, found, other)
     message = error(capsys, lambda: explain(None, 5))
     assert message.startswith(str(BITS)) and "python -m stages explain" in message
     Path("scene.png").write_bytes(next(scene(5)))
     assert "models/hashnet" in error(capsys, lambda: explain(Path("scene.png"), None))
-    write_bits(found, Provenance("explain", "f" * 64, made_from.model, made_from.params))
+    write_bits(EXPLAIN, found, Provenance("explain", "f" * 64, made_from.model, made_from.params))
     assert "another data set" in error(capsys, lambda: explain(None, 5))
 
 

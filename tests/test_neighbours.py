@@ -1,9 +1,9 @@
 """The deep neighbours: losses against loops written from the formulas, gradients, degenerate batches, training."""
 
 import math
-import os
 import shutil
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,8 +24,8 @@ from stages.mine.leakage import IMAGES_ALONE, WHOLE_VOCABULARY
 from stages.params import Method
 from stages.tables import fixed_size_lists, write_table
 from stages.train import trainer
+from stages.train.binarise import signs, straight_through
 from stages.train.methods.bihalf import alignment_loss, half_half
-from stages.train.methods.binarise import signs, straight_through
 from stages.train.methods.cibhash import bernoulli_divergence, nt_xent
 from stages.train.methods.duh_eg import external_features, group_contrastive_loss, noun_bank
 from stages.train.methods.greedyhash import cubic_penalty, pair_similarity_loss
@@ -518,21 +518,11 @@ def write_concepts(digest: str = training_run.DIGEST, words: int = 9, dim: int =
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The inputs of a training; only to be read."""
-    directory, before = tmp_path_factory.mktemp("inputs"), Path.cwd()
-    os.chdir(directory)
-    try:
+    directory = tmp_path_factory.mktemp("inputs")
+    with chdir(directory):
         write_training_inputs()
         write_concepts()
-    finally:
-        os.chdir(before)
     return directory
-
-
-@pytest.fixture
-def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def short(method: str, **changes: Any) -> Any:

@@ -6,11 +6,11 @@ import importlib
 import pytest
 import yaml
 from pydantic import Field, ValidationError
-from stage_runner import ROOT, merged
+from stage_runner import ROOT
 
 from stages.__main__ import STAGES
 from stages.errors import InputError
-from stages.params import Bits, Frozen, Seed, parse, read_params_file, unknown_key
+from stages.params import Bits, Frozen, Seed, merged, parse, read_params_file, unknown_key
 
 VALUES = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 

@@ -3,11 +3,11 @@
 import csv
 import json
 import math
-import os
 import pickle
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,20 +40,10 @@ each_method = pytest.mark.parametrize("method", METHODS)
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The inputs of a training; only to be read."""
-    directory, before = tmp_path_factory.mktemp("inputs"), Path.cwd()
-    os.chdir(directory)
-    try:
+    directory = tmp_path_factory.mktemp("inputs")
+    with chdir(directory):
         write_training_inputs()
-    finally:
-        os.chdir(before)
     return directory
-
-
-@pytest.fixture
-def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def curves() -> dict[str, str]:

@@ -10,7 +10,7 @@ from stages.__main__ import STAGES
 from stages.baselines.methods import METHODS as SHALLOW
 from stages.benchmark.config import Plan, Settings
 from stages.errors import InputError
-from stages.params import Method, parse, read_params_file, unknown_key
+from stages.params import Method, merged, parse, read_params_file, unknown_key
 
 #: Real-valued upper references; they have neither bits nor a seed.
 REFERENCES = ("feature_cosine", "concept_cosine")
@@ -102,15 +102,6 @@ def replaced(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str
         return {**values, path[0]: value}
     section = values.get(path[0])
     return {**values, path[0]: replaced(section if isinstance(section, Mapping) else {}, path[1:], value)}
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes`, section by section."""
-    result = dict(values)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
 
 
 def check(params: Mapping[str, Any], place: Path) -> None:

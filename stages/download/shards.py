@@ -17,7 +17,7 @@ from stages.images import SCHEMA, Dataset, schema_with_features
 from stages.progress import progress_bar
 from stages.workers import run_threads
 
-#: The limit of a shard is 256 MiB; the rest is room for its footer.
+#: Below the 256 MiB that a shard may have, so that there are several for the threads that write them.
 SHARD_BYTES = 120 * 2**20
 
 

@@ -259,7 +259,7 @@ def names_of(verified: Verified, ids: Iterable[int]) -> dict[int, str]:
     wanted = np.unique(np.fromiter(ids, dtype=np.int64))
     names: dict[int, str] = {}
     first = 0
-    for part in map(open_part, verified.parts):
+    for part in map(open_part, verified.parts if len(wanted) else ()):
         for batch in map(part.get_batch, range(part.num_record_batches)):
             here = wanted[(wanted >= first) & (wanted < first + len(batch))]
             paths = batch["image"].field("path")

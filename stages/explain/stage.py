@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts import CODES, DATASET, FEATURES, IMAGES, Provenance
+from stages.artifacts import CODES, DATASET, EXPLAIN, FEATURES, IMAGES, Provenance, replacing_directory
 from stages.codes import read_codes
 from stages.errors import InputError
 from stages.evaluate.reports import write_report
@@ -15,11 +15,11 @@ from stages.explain.hierarchy import ConceptHierarchy, concept_hierarchy
 from stages.explain.inputs import Semantics, category_groups, naming, read_semantics
 from stages.explain.recovery import Found, recovery
 from stages.explain.survey import Survey, read_back, survey
-from stages.explain.tables import BITS, component_name, write_bits, write_hierarchy
+from stages.explain.tables import component_name, write_bits, write_hierarchy
 from stages.features import Features
 from stages.images import Dataset, ImageShards, read_dataset
 
-REPORTS = BITS.parents[1]
+REPORTS = EXPLAIN.parent
 
 #: Concepts, and components, listed for a bit in the report.
 LISTED = 3
@@ -53,8 +53,9 @@ def run(_: Params) -> None:
 
     # The parameters of the training say which network it was; an image is explained with the tables of its network.
     provenance = Provenance("explain", dataset.digest, codes.provenance.model, codes.provenance.params)
-    write_bits(profiles, provenance)
-    write_hierarchy(hierarchy, semantics.concepts, provenance)
+    with replacing_directory(EXPLAIN) as directory:
+        write_bits(directory, profiles, provenance)
+        write_hierarchy(directory, hierarchy, semantics.concepts, provenance)
     write_report(REPORTS / "explain.json", report, provenance)
     title = f"{dataset.name}, {codes.method}, {codes.bits} bits"
     figures.draw_bits(REPORTS / "bit_concepts.png", profiles, hierarchy, title)

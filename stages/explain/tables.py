@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.artifacts import Provenance, damaged
+from stages.artifacts import EXPLAIN, Provenance, damaged
 from stages.errors import InputError
 from stages.explain.bits import Profile
 from stages.explain.hierarchy import ConceptHierarchy, Level, top_entries
 from stages.tables import fixed_size_lists, read_table, write_table
 
-BITS = Path("reports/explain/bits.parquet")
-HIERARCHY = Path("reports/explain/hierarchy.parquet")
+BITS = EXPLAIN / "bits.parquet"
+HIERARCHY = EXPLAIN / "hierarchy.parquet"
 
 #: What bits correlate with, in the order of the table.
 KINDS = ("concept", "fine", "coarse")
@@ -27,8 +27,8 @@ BIT_COLUMNS = {
 LISTED = 5
 
 
-def write_bits(profiles: Mapping[str, Profile], provenance: Provenance) -> None:
-    """Write ``bits.parquet``: one row for each bit of each concept and component.
+def write_bits(directory: Path, profiles: Mapping[str, Profile], provenance: Provenance) -> None:
+    """Write ``bits.parquet`` into `directory`: one row for each bit of each concept and component.
 
     Columns: ``kind`` (concept, fine or coarse), ``index`` within its kind, ``name``, ``bit``, ``correlation`` of the
     bit with the share, and ``mean`` of the bit (-1 to 1) over the images, weighted with the share.
@@ -44,7 +44,7 @@ def write_bits(profiles: Mapping[str, Profile], provenance: Provenance) -> None:
         columns["correlation"].append(profile.correlation.ravel())
         columns["mean"].append(profile.mean_code.ravel())
     arrays = {name: pa.array(np.concatenate(parts), BIT_COLUMNS[name]) for name, parts in columns.items()}
-    write_table(pa.table(arrays), BITS, provenance)
+    write_table(pa.table(arrays), directory / BITS.name, provenance)
 
 
 def read_bits() -> tuple[dict[str, Profile], Provenance]:
@@ -72,15 +72,18 @@ def component_name(level: str, index: int) -> str:
     return f"{level} {index}"
 
 
-def write_hierarchy(hierarchy: ConceptHierarchy, concepts: list[str], provenance: Provenance) -> None:
-    """Write ``hierarchy.parquet``: one row a component, the coarse ones first; divergences are from the parent.
+def write_hierarchy(
+    directory: Path, hierarchy: ConceptHierarchy, concepts: list[str], provenance: Provenance
+) -> None:
+    """Write ``hierarchy.parquet`` into `directory`: one row a component, the coarse ones first.
 
     Columns: ``level`` and ``component``; ``parent``, -1 for the whole collection; ``weight``, mean responsibility;
-    ``entropy``, ``kl``, ``js`` in bits; ``top``, concepts by share; ``rising`` and ``falling``, concepts by how much
-    their share is above or below the parent's; ``distribution`` over the concepts, whose names are in the metadata.
+    ``entropy`` and, from the parent, ``kl`` and ``js``, in bits; ``top``, concepts by share; ``rising`` and
+    ``falling``, concepts by how much their share is above or below the parent's; ``distribution`` over the concepts,
+    whose names are in the metadata.
     """
     parts = [_rows("coarse", hierarchy.coarse, concepts), _rows("fine", hierarchy.fine, concepts)]
-    write_table(pa.concat_tables(parts), HIERARCHY, provenance, {
+    write_table(pa.concat_tables(parts), directory / HIERARCHY.name, provenance, {
         "concepts": concepts, "collection": hierarchy.collection.tolist(),
     })  # fmt: skip
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.train.binarise import signs
+
 #: Keeps the denominator of the modified contrastive loss positive where an image has no negative (released UHSCM).
 DENOMINATOR_FLOOR = 1e-5
 
@@ -44,7 +46,7 @@ def contrastive_loss(code_cosine: Tensor, positive: Tensor, gamma: float) -> Ten
 
 def quantization_loss(codes: Tensor) -> Tensor:
     """Mean over images of the squared distance of relaxed codes (b, K) to their signs (0 counts as +1)."""
-    return (torch.where(codes >= 0, 1.0, -1.0) - codes).square().sum(dim=1).mean()
+    return (signs(codes) - codes).square().sum(dim=1).mean()
 
 
 def instance_loss(code_cosine: Tensor, weight: Tensor, temperature: float) -> Tensor:

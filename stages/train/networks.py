@@ -15,6 +15,7 @@ from stages.hashnet import HashNet, HashNetConfig
 from stages.images import ImageShards
 from stages.pinned_backbone import WEIGHTS, PinnedBackbone
 from stages.train.config import Params
+from stages.train.methods.registry import METHODS
 from stages.train.trainer import Batches, CachedViews
 from stages.workers import cores
 
@@ -23,7 +24,9 @@ def head(params: Params, features: Features, images: Tensor) -> tuple[HashNet, B
     """A head and the cached views; `images` (n, dim) are the unaugmented ones, on the training device."""
     # A head's products are too small to share among cores, and one thread gives the same bits on any machine.
     torch.set_num_threads(1)
-    views = torch.from_numpy(features.views()).to(images.device)
+    views = images[None, :0]
+    if METHODS[params.method].views:
+        views = torch.from_numpy(features.views()).to(images.device)
     net = HashNet(HashNetConfig(images.shape[1], params.train.hidden, params.bits, params.method)).to(images.device)
     return net, CachedViews(views, images, params.train.batch_size)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.train.methods.binarise import straight_through
+from stages.train.binarise import straight_through
 from stages.train.methods.greedyhash import pair_similarity_loss
 from stages.train.methods.objective import Inputs, Objective, Terms
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.device import derived_seed
+from stages.train.binarise import straight_through
 from stages.train.losses import cosine
-from stages.train.methods.binarise import straight_through
 from stages.train.methods.objective import Inputs, Objective, Terms
 
 #: Added to probabilities before their logarithm (released code).

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.train.methods.binarise import signs, straight_through
+from stages.train.binarise import signs, straight_through
 from stages.train.methods.objective import Inputs, Objective, Terms
 
 

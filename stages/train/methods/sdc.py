@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.special import betaincinv
 from torch import Tensor
 
-from stages.train.methods.binarise import signs
+from stages.train.binarise import signs
 from stages.train.methods.cibhash import nt_xent
 from stages.train.methods.greedyhash import pairs
 from stages.train.methods.objective import Inputs, Objective, Terms

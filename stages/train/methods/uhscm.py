@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stages.similarity.matrix import SimilarityMatrix
 from stages.train.losses import contrastive_loss, cosine, quantization_loss, similarity_loss
 from stages.train.methods.objective import Inputs, Objective, Terms
 
@@ -20,7 +19,8 @@ class Uhscm(Objective):
 
     def __init__(self, inputs: Inputs) -> None:
         self.options = inputs.options.uhscm
-        self.similarity = on_device(inputs.similarity, inputs.features.device)
+        factor = torch.tensor(inputs.similarity.factor, device=inputs.features.device)
+        self.similarity = replace(inputs.similarity, factor=factor)  # blocks of it are tensors
 
     def terms(self, codes: Tensor, rows: Tensor) -> Terms:
         options, code_cosine, similarity = self.options, cosine(codes, codes), self.similarity.block(rows, rows)
@@ -29,8 +29,3 @@ class Uhscm(Objective):
             "contrastive": options.alpha * contrastive_loss(code_cosine, similarity >= options.positive, options.gamma),
             "quantization": options.beta * quantization_loss(codes),
         }
-
-
-def on_device(similarity: SimilarityMatrix, device: torch.device) -> SimilarityMatrix:
-    """The matrix with its factor as a tensor; blocks of it are tensors then."""
-    return replace(similarity, factor=torch.tensor(similarity.factor, device=device))
