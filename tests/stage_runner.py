@@ -143,7 +143,9 @@ class StageRunner:
 
 
 #: Inputs that a stage reads with these parameters only.
-READ_WITH: dict[tuple[str, str], dict[str, Any]] = {("train", "data/concepts.parquet"): {"method": "duh_eg"}}
+READ_WITH: dict[tuple[str, str], dict[str, Any]] = {
+    ("train", "data/concepts.parquet"): {"method": "duh_eg"}, ("train", "data/similarity.parquet"): {"method": "uhscm"},
+}  # fmt: skip
 
 
 def prepare(directory: Path, *changes: dict[str, Any]) -> Path:

@@ -211,11 +211,13 @@ def test_concepts_make_the_criterion_and_are_graded(tmp_path, monkeypatch):
 
 
 def test_what_needs_concepts_is_left_out_where_there_are_none(tmp_path, monkeypatch, capsys):
-    write_project(tmp_path / "work", {**OTHER, "seeds": [0], "bits": [8], "search": None})
+    methods = ["itq", "uhscm", "dsch", "fused", "feature_cosine", "concept_cosine"]
+    write_project(tmp_path / "work", {"methods": methods, "seeds": [0], "bits": [8], "search": None})
     monkeypatch.chdir(tmp_path / "work")
     compare()
     frame, _, extra = read_results()
-    assert list(frame["method"]) == ["itq", "dsch", "feature_cosine"] and extra["search"] == {}
+    assert list(frame["method"]) == ["itq", "dsch", "fused", "feature_cosine"] and extra["search"] == {}
+    assert set(frame["guidance"]) == {"images alone"}
     said = capsys.readouterr().out
     assert "without uhscm" in said and "things has no text side" in said
     assert "No search" in (REPORTS / "table.md").read_text()
@@ -327,7 +329,7 @@ def test_code_is_followed_and_only_as_far_as_it_matters():
     own = files_of(["stages.train.methods.uhscm"])
     assert {"uhscm.py", "losses.py", "matrix.py"} <= {file.name for file in own} and not mentions(own, "dsch")
     fused = files_of(["stages.train.methods.fused"])
-    assert "codebook.py" in {file.name for file in fused} and not mentions(fused, "uhscm")
+    assert {"codebook.py", "semantics.py"} <= {file.name for file in fused} and not mentions(fused, "uhscm")
     assert digest(fused) != digest(own)
 
 

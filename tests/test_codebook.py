@@ -1,114 +1,237 @@
-"""Codes found bit by bit: every step lowers the loss, and images that mean the same get the same code."""
+"""Codes found bit by bit: every flip lowers the loss, and images that are relevant to each other get near codes."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 
 from stages.train import codebook
-from stages.train.codebook import SHARPNESS, THRESHOLD, Codebook, descend, descend_rows, mean_loss, relevance
+from stages.train.codebook import BLOCKS, HOT_FLIPS, SHARPNESS, THRESHOLD, Codebook, descend, fit_codes, mean_loss
+from stages.train.semantics import SharedComponents, SharedConcepts
 
 
-def drawn(k: int, bits: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes, symmetric relevances and masses."""
-    rng = np.random.default_rng(seed)
-    codes = rng.choice([-1.0, 1.0], (k, bits)).astype(np.float32)
-    relevances = rng.random((k, k)).astype(np.float32)
-    mass = rng.random(k).astype(np.float32)
-    return codes, (relevances + relevances.T) / 2, mass / mass.sum()
+def random_codes(n: int, bits: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (n, bits)).astype(np.float32)
 
 
-def distributions(n: int = 120, concepts: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows with one or two of the concepts, and which ones: bool (n, concepts)."""
-    rng = np.random.default_rng(seed)
-    shown = np.zeros((n, concepts), bool)
-    for row in range(n):
-        shown[row, rng.permutation(concepts)[: 1 + row % 2]] = True
-    weights = np.where(shown, 1 + rng.random((n, concepts)), 1e-6 * rng.random((n, concepts)))
-    return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32), shown
+def random_relevance(n: int, m: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((n, m), np.float32)
 
 
-def slow_loss(codes: np.ndarray, relevances: np.ndarray, mass: np.ndarray) -> float:
-    total = weights = 0.0
-    for i, j in itertools.permutations(range(len(codes)), 2):
-        cosine = float(codes[i] @ codes[j]) / codes.shape[1]
-        probability = 1 / (1 + np.exp(-SHARPNESS * (cosine - THRESHOLD)))
-        r, weight = float(relevances[i, j]), float(mass[i] * mass[j])
-        total -= weight * (r * np.log(probability) + (1 - r) * np.log(1 - probability))
-        weights += weight
-    return total / weights
+def symmetric_relevance(n: int, seed: int = 0) -> np.ndarray:
+    half = random_relevance(n, n, seed)
+    return (half + half.T) / 2
+
+
+def shared(n: int, concepts: int = 6, seed: int = 0) -> np.ndarray:
+    """Relevances of images, each with some of the concepts: near 1 where they share one, else near 0."""
+    shown = np.random.default_rng(seed).random((n, concepts)) < 0.3
+    return np.where(shown.astype(int) @ shown.T > 0, 0.92, 0.02).astype(np.float32)
+
+
+def pair_loss(a: np.ndarray, b: np.ndarray, relevance: float) -> float:
+    """Cross-entropy of a relevance under two codes, from the formula."""
+    cosine = sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True)) / len(a)
+    probability = 1 / (1 + math.exp(-SHARPNESS * (cosine - THRESHOLD)))
+    return -relevance * math.log(probability) - (1 - relevance) * math.log(1 - probability)
+
+
+def slow_mean_loss(codes: np.ndarray, relevance: np.ndarray) -> float:
+    pairs = list(itertools.permutations(range(len(codes)), 2))
+    return sum(pair_loss(codes[i], codes[j], float(relevance[i, j])) for i, j in pairs) / len(pairs)
+
+
+def code_loss(code: np.ndarray, relevance: np.ndarray, book: np.ndarray) -> float:
+    """Mean loss of one code against a book."""
+    return sum(pair_loss(code, *pair) for pair in zip(book, relevance.tolist(), strict=True)) / len(book)
+
+
+def flipped(codes: np.ndarray, *entry: int) -> np.ndarray:
+    changed = codes.copy()
+    changed[entry] *= -1
+    return changed
+
+
+def is_best(code: np.ndarray, relevance: np.ndarray, book: np.ndarray) -> bool:
+    """Whether no single bit of the code lowers its loss."""
+    least = code_loss(code, relevance, book) - 1e-6
+    return all(code_loss(flipped(code, bit), relevance, book) > least for bit in range(len(code)))
+
+
+# The loss
 
 
 @pytest.mark.parametrize("bits", [8, 32, 64])
 def test_the_loss_is_the_cross_entropy_of_the_relevances(bits: int) -> None:
-    codes, relevances, mass = drawn(9, bits)
-    assert mean_loss(codes, relevances, mass) == pytest.approx(slow_loss(codes, relevances, mass), rel=1e-5)
+    codes, relevance = random_codes(9, bits), symmetric_relevance(9)
+    assert mean_loss(codes, relevance) == pytest.approx(slow_mean_loss(codes, relevance), rel=1e-5)
 
 
-def test_no_single_bit_of_the_result_lowers_the_loss() -> None:
-    codes, relevances, mass = drawn(7, 8)
-    found = descend(codes, relevances, mass, np.random.default_rng(0))
-    least = slow_loss(found, relevances, mass)
-    assert least < slow_loss(codes, relevances, mass) - 0.1
-    for row, bit in np.ndindex(*found.shape):
-        changed = found.copy()
-        changed[row, bit] *= -1
-        assert slow_loss(changed, relevances, mass) > least - 1e-6
+def test_an_image_alone_has_no_loss() -> None:
+    assert mean_loss(random_codes(1, 8), np.ones((1, 1), np.float32)) == 0
 
 
-def test_components_without_images_keep_their_code() -> None:
-    codes, relevances, mass = drawn(7, 8)
-    mass[3] = 0
-    found = descend(codes, relevances, mass, np.random.default_rng(0))
-    np.testing.assert_array_equal(found[3], codes[3])
-    others = np.delete(np.arange(7), 3)
-    assert not np.array_equal(found[others], codes[others])
+# Descent
 
 
-def test_images_are_encoded_by_the_same_loss() -> None:
-    book, _, mass = drawn(11, 8)
-    start, relevances, _ = drawn(5, 8, seed=1)[0], np.random.default_rng(2).random((5, 11)).astype(np.float32), None
-
-    def loss(code: np.ndarray, row: int) -> float:
-        logit = SHARPNESS * (book @ code / 8 - THRESHOLD)
-        return float((mass * (np.logaddexp(0, logit) - relevances[row] * logit)).sum())
-
-    found = descend_rows(start, relevances, book, mass)
-    assert set(np.unique(found)) == {-1, 1}
-    for row in range(5):
-        assert loss(found[row], row) <= loss(start[row], row)
-        # What one bit could still gain is little: two sweeps, not all.
-        for bit in range(8):
-            changed = found[row].copy()
-            changed[bit] *= -1
-            assert loss(changed, row) > loss(found[row], row) - 0.3
-    assert sum(loss(found[row], row) for row in range(5)) < sum(loss(start[row], row) for row in range(5)) - 0.5
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_descent_ends_where_no_bit_lowers_the_loss(bits: int) -> None:
+    start, book, relevance = random_codes(5, bits), random_codes(11, bits, seed=1), random_relevance(5, 11)
+    before = start.copy()
+    found = descend(start, relevance, book)
+    np.testing.assert_array_equal(start, before)
+    assert found.dtype == np.float32 and set(np.unique(found)) == {-1, 1}
+    losses = [[code_loss(*row, book) for row in zip(codes, relevance, strict=True)] for codes in (start, found)]
+    assert np.mean(losses[1]) < np.mean(losses[0]) - 0.1 and np.all(np.subtract(*losses) >= 0)
+    assert all(is_best(*row, book) for row in zip(found, relevance, strict=True))
+    np.testing.assert_array_equal(descend(found, relevance, book), found)
 
 
-def test_relevance_is_a_power_of_the_cosine() -> None:
-    a = np.array([[1, 0], [0.6, 0.8]])
-    np.testing.assert_allclose(relevance(a, a, 0.25), [[1, 0.6**0.25], [0.6**0.25, 1]])
-    assert relevance(a, -a, 0.5).max() == 0  # opposite features
+def test_a_flip_is_of_the_bit_that_lowers_the_loss_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, book, relevance = random_codes(6, 8), random_codes(11, 8, seed=1), random_relevance(6, 11)
+    monkeypatch.setattr(codebook, "FLIPS", 1)
+    found = descend(start, relevance, book)
+    for code, row, after in zip(start, relevance, found, strict=True):
+        losses = [code_loss(flipped(code, bit), row, book) for bit in range(8)]
+        best = int(np.argmin(losses))
+        np.testing.assert_array_equal(after, flipped(code, best) if losses[best] < code_loss(code, row, book) else code)
 
 
-@pytest.mark.parametrize("components", [20, 1000])
-def test_images_that_share_a_concept_get_nearer_codes(components: int) -> None:
-    factor, shown = distributions()
-    codes = Codebook(factor, 16, components, temper=0.25, exponent=0.25, seed=0).encode(factor)
-    assert codes.shape == (120, 16) and set(np.unique(codes)) == {-1, 1}
-    cosine, share = codes @ codes.T / 16, shown.astype(int) @ shown.T.astype(int) > 0
-    np.fill_diagonal(share, False)
-    apart = ~share & ~np.eye(120, dtype=bool)
-    assert cosine[share].mean() > cosine[apart].mean() + 0.4
-    same = (shown[:, None] == shown).all(axis=2)
-    assert cosine[same].mean() > 0.85
+def test_codes_of_the_book_do_not_count_themselves() -> None:
+    """They end where they would if they were not in the book."""
+    book, relevance, own = random_codes(9, 8), symmetric_relevance(9), np.array([7, 0, 3])
+    others = relevance[own]
+    others[np.arange(3), own] = 0
+    found = descend(book[own], others, book, own)
+    assert not np.array_equal(found, book[own])
+    for code, row in zip(found, own, strict=True):
+        rest = np.delete(np.arange(9), row)
+        assert is_best(code, relevance[row, rest], book[rest])
+        np.testing.assert_array_equal(code, descend(book[[row]], relevance[[row]][:, rest], book[rest])[0])
 
 
-def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    factor, _ = distributions()
+def test_noise_is_drawn_and_hot_descents_are_short() -> None:
+    start, book, relevance = random_codes(40, 16), random_codes(30, 16, seed=1), random_relevance(40, 30)
+    hot = [descend(start, relevance, book, heat=0.5, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(hot[0], hot[1])
+    assert not np.array_equal(hot[0], hot[2])
+    cold = descend(start, relevance, book)
+    assert (hot[0] != start).sum(axis=1).max() == HOT_FLIPS < (cold != start).sum(axis=1).max()
+    cool = descend(start, relevance, book, heat=1e-9, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(descend(cool, relevance, book), cold)
+
+
+# Codes of each other
+
+
+def test_no_bit_of_a_few_images_lowers_their_loss() -> None:
+    relevance = symmetric_relevance(BLOCKS - 1)
+    codes = fit_codes(relevance, 8, np.random.default_rng(0))
+    assert codes.shape == (BLOCKS - 1, 8) and codes.dtype == np.float32
+    least = slow_mean_loss(codes, relevance)
+    assert least < slow_mean_loss(random_codes(BLOCKS - 1, 8), relevance) - 0.1
+    assert all(slow_mean_loss(flipped(codes, *entry), relevance) > least - 1e-6 for entry in np.ndindex(*codes.shape))
+
+
+def test_the_best_codes_that_there_are() -> None:
+    """Of four images of four bits: all 16^3 codes beside a first one are tried."""
+    relevance, bits = symmetric_relevance(4, seed=5), np.array(list(itertools.product([-1, 1], repeat=4)))
+    loss = np.array([[[pair_loss(a, b, r) for b in bits] for a in bits] for r in relevance[np.triu_indices(4, 1)]])
+    b, c, d = np.ix_(*[np.arange(16)] * 3)
+    best = (loss[0, 0][b] + loss[1, 0][c] + loss[2, 0][d] + loss[3, b, c] + loss[4, b, d] + loss[5, c, d]).min() / 6
+    found = [mean_loss(fit_codes(relevance, 4, np.random.default_rng(seed)), relevance) for seed in range(5)]
+    assert min(found) == pytest.approx(best, rel=1e-5)
+
+
+def test_noise_that_falls_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    relevance, start = shared(130), random_codes(130, 16)
+
+    def losses() -> list[float]:
+        return [mean_loss(fit_codes(relevance, 16, np.random.default_rng(seed)), relevance) for seed in range(6)]
+
+    hot = losses()
+    monkeypatch.setattr(codebook, "HOT_SWEEPS", 0)
+    assert np.mean(hot) < np.mean(losses()) + 0.002
+    assert max(hot) < 0.5 * mean_loss(start, relevance)
+
+
+@pytest.mark.parametrize("each", [1, 10, 100])
+def test_each_of_two_groups_gets_one_code(each: int) -> None:
+    """Also where all images would be in one block: two that flip at once would change places for ever."""
+    group = np.arange(2 * each) % 2
+    codes = fit_codes((group[:, None] == group).astype(np.float32), 8, np.random.default_rng(0))
+    np.testing.assert_array_equal(codes[2:], codes[group[2:]])
+    assert codes[0] @ codes[1] / 8 <= -0.5
+
+
+# The codebook
+
+
+class SameClass:
+    """Rows are the features; relevant are images with almost the same."""
+
+    def rows(self, features: np.ndarray) -> np.ndarray:
+        return features
+
+    def relevance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T > 0.9).astype(np.float32)
+
+
+def classes(n: int = 120, count: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows, sorted by their class, and the classes."""
+    label = np.sort(np.arange(n) % count)
+    return np.eye(count, dtype=np.float32)[label], label
+
+
+def concepts(n: int = 120, count: int = 5, dim: int = 16, seed: int = 0) -> tuple[np.ndarray, SharedConcepts]:
+    """Features of images with one or two concepts."""
+    rng = np.random.default_rng(seed)
+    shown = np.zeros((n, count), bool)
+    for row in range(n):
+        shown[row, rng.permutation(count)[: 1 + row % 2]] = True
+    features = shown @ rng.standard_normal((count, dim)) + 0.2 * rng.standard_normal((n, dim))
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    return features, SharedConcepts(features, shown + 1e-3, presence=0.2, seed=seed)
+
+
+def test_images_are_encoded_by_their_relevance_to_the_sample() -> None:
+    features, semantics = concepts()
+    new = concepts(seed=1)[0][:10]
+    book = Codebook(semantics, features, 8, seed=0)
+    assert book.codes.shape == (120, 8)
+    found = book.encode(new)
+    assert found.shape == (10, 8) and found.dtype == np.float32 and set(np.unique(found)) == {-1, 1}
+    relevance = semantics.relevance(semantics.rows(new), semantics.rows(features))
+    assert all(is_best(*row, book.codes) for row in zip(found, relevance, strict=True))
+    relevance = semantics.relevance(semantics.rows(features), semantics.rows(features))
+    codes = (book.codes, book.encode(features), random_codes(120, 8))
+    searched, encoded, drawn = (mean_loss(each, relevance) for each in codes)
+    assert encoded < 1.05 * searched < 0.7 * drawn
+
+
+def test_images_of_a_class_get_one_code() -> None:
+    features, label = classes()
+    codes = Codebook(SameClass(), features, 16, seed=0).encode(features)
+    np.testing.assert_array_equal((codes @ codes.T == 16), label[:, None] == label)
+    assert (codes @ codes.T)[label[:, None] != label].max() <= 0
+
+
+def test_a_sample_of_all_classes_stands_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images are sorted by class, and some classes would not be among the first."""
+    features, label = classes(400)
+    monkeypatch.setattr(codebook, "SAMPLE", 100)
+    book = Codebook(SameClass(), features, 16, seed=0)
+    assert book.codes.shape == (100, 16)
+    codes = book.encode(features)
+    np.testing.assert_array_equal((codes @ codes.T == 16), label[:, None] == label)
+
+
+def test_the_seed_decides_and_chunks_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, semantics = concepts()
 
     def encode(seed: int) -> np.ndarray:
-        return Codebook(factor, 16, 30, 0.25, 0.25, seed).encode(factor)
+        return Codebook(semantics, features, 16, seed).encode(features)
 
     first = encode(0)
     np.testing.assert_array_equal(encode(0), first)
@@ -117,24 +240,31 @@ def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(encode(0), first)
 
 
-def test_a_sample_stands_for_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    factor, shown = distributions(400)
-    monkeypatch.setattr(codebook, "SAMPLE", 100)
-    codes = Codebook(factor, 16, 50, 0.25, 0.25, 0).encode(factor)
-    cosine, share = codes @ codes.T / 16, shown.astype(int) @ shown.T.astype(int) > 0
-    assert cosine[share].mean() > cosine[~share].mean() + 0.4
+def unit(*shape: int) -> np.ndarray:
+    rows = np.random.default_rng(3).standard_normal(shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize("factor", [np.ones((2, 1)), np.ones((30, 4)) / 2, np.eye(5)])
-def test_one_concept_equal_images_and_nothing_in_common(factor: np.ndarray) -> None:
-    codes = Codebook(factor.astype(np.float32), 8, 1000, 0.25, 0.25, 0).encode(factor.astype(np.float32))
-    assert codes.shape == (len(factor), 8) and set(np.unique(codes)) <= {-1, 1}
-    if len(np.unique(factor, axis=0)) == 1:
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("with_concepts", [False, True])
+@pytest.mark.parametrize(
+    ("features", "distribution"),
+    [
+        (unit(30, 4), np.ones((30, 1))),  # one concept
+        (np.tile(unit(1, 4), (30, 1)), np.tile([[0.7, 0.2, 0.1]], (30, 1))),  # equal images
+        (np.eye(5, dtype=np.float32), np.eye(5) + 1e-6),  # nothing in common
+        (unit(2, 4), np.array([[0.9, 0.1], [0.1, 0.9]])),
+        (np.tile(unit(1, 4), (2, 1)), np.ones((2, 2))),
+    ],
+    ids=["one concept", "equal", "nothing in common", "two", "two equal"],
+)
+def test_degenerate_images_have_codes(features: np.ndarray, distribution: np.ndarray, with_concepts: bool) -> None:
+    semantics = (
+        SharedConcepts(features, distribution, 0.2, seed=0) if with_concepts else SharedComponents(features, 1000, 0)
+    )
+    book = Codebook(semantics, features, 8, seed=0)
+    codes = book.encode(features)
+    assert codes.shape == book.codes.shape == (len(features), 8)
+    assert set(np.unique(codes)) <= {-1, 1} and np.isfinite(mean_loss(codes, np.zeros([len(features)] * 2)))
+    if len(np.unique(features, axis=0)) == 1:
         assert len(np.unique(codes, axis=0)) == 1
-
-
-def test_features_may_be_negative() -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((40, 5)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    assert np.isfinite(Codebook(rows, 8, 10, 0.25, 0.25, 0).encode(rows)).all()

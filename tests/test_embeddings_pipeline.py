@@ -18,7 +18,7 @@ from download_run import environment, nothing_left_over, skipped
 from scene_shards import encoded, picture, pin_scenes_clip, write_shards
 from stage_runner import ROOT, write_params
 
-from stages.artifacts import CLIP, FEATURES, HASHNET, IMAGES
+from stages.artifacts import CLIP, CONCEPT_DISTRIBUTION, FEATURES, HASHNET, IMAGES
 from stages.clip import read_clip_config
 from stages.codes import read_codes
 from stages.errors import InputError
@@ -71,8 +71,9 @@ def run_all(stages: str, **changes: Any) -> None:
 
 
 @pytest.mark.slow
-def test_images_alone_are_enough_for_dsch(here: Path, capsys: pytest.CaptureFixture) -> None:
-    run_all("download weights extract mine similarity components train encode baselines evaluate")
+@pytest.mark.parametrize("method", ["dsch", "fused"])
+def test_images_alone_are_enough(here: Path, capsys: pytest.CaptureFixture, method: str) -> None:
+    run_all("download weights extract mine similarity components train encode baselines evaluate", method=method)
     dataset = read_dataset()
     assert (dataset.name, dataset.protocol, dataset.class_names) == ("things", "holdout", list("012345"))
     assert dataset.counts == {"images": 598, "query": 59, "database": 539, "train": 539}
@@ -80,22 +81,43 @@ def test_images_alone_are_enough_for_dsch(here: Path, capsys: pytest.CaptureFixt
                              ["things.npy#400", "has features that are not finite numbers"]]  # fmt: skip
     assert nothing_left_over()
     codes = read_codes()
-    assert (codes.method, codes.bits, len(codes.query), len(codes.database)) == ("dsch", 32, 59, 539)
+    assert (codes.method, codes.bits, len(codes.query), len(codes.database)) == (method, 32, 59, 539)
     metrics, others = (json.loads(Path(f"reports/{name}.json").read_text()) for name in ("metrics", "baselines"))
-    assert metrics["map_all_tie_aware"] > 0.9
+    assert metrics["map_all_tie_aware"] > 0.9 and metrics["guidance"] == "images alone"
     assert {"lsh", "itq", "feature_cosine"} <= others.keys() and "concept_cosine" not in others
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said if line] == ["mine", "similarity"]
+    assert "no concepts. method: fused and dsch need none; uhscm needs clip.model, or a Parquet" in said[0]
+    assert said[1].endswith("method: fused and dsch need none")
 
 
-@pytest.mark.parametrize("method", ["uhscm", "fused"])
-def test_without_a_text_side_the_other_methods_say_what_is_missing(here: Path, method: str) -> None:
+def test_without_a_text_side_uhscm_says_what_is_missing(here: Path) -> None:
     run_all("download weights extract mine similarity components")
-    with pytest.raises(InputError, match=f"method: '{method}' needs a text side, and there is none") as error:
-        run("train", method=method)
-    for part in ("clip.model is null", "set clip.model to", "concepts.vocabulary to a Parquet file", "method: dsch"):
+    with pytest.raises(InputError, match="method: 'uhscm' needs a text side, and there is none") as error:
+        run("train", method="uhscm")
+    for part in ("clip.model is null", "set clip.model to", "concepts.vocabulary to a Parquet file",
+                 "or method: fused or dsch"):  # fmt: skip
         assert part in str(error.value)
     assert not HASHNET.exists()
+
+
+def test_fused_learns_from_concepts_where_there_are_some(here: Path) -> None:
+    """So it has to know that there are none; the similarity it does not read."""
+    run_all("download weights extract components")
+    with pytest.raises(InputError, match=f"{CONCEPT_DISTRIBUTION}: not found; .*`dvc repro mine`"):
+        run("train", method="fused")
+    networks = []
+    for vocabulary in ({}, {"concepts": {"vocabulary": "words.parquet"}}):
+        write_words()
+        run_all("mine train", method="fused", **vocabulary)
+        networks.append((HASHNET / "model.safetensors").read_bytes())
+    assert networks[0] != networks[1]
+
+
+def write_words() -> None:
+    """A vocabulary of the directions that the embeddings lie around."""
+    words = [f"thing {number}" for number in range(6)]
+    pq.write_table(pa.table({"concept": words, "text_feature": CLUSTERS.tolist()}), "words.parquet")
 
 
 def test_dsch_does_not_look_at_the_similarity(here: Path) -> None:
@@ -106,8 +128,7 @@ def test_dsch_does_not_look_at_the_similarity(here: Path) -> None:
 
 @pytest.mark.parametrize("method", ["uhscm", "fused"])
 def test_text_features_of_a_vocabulary_are_a_text_side(here: Path, method: str) -> None:
-    words = [f"thing {number}" for number in range(6)]
-    pq.write_table(pa.table({"concept": words, "text_feature": CLUSTERS.tolist()}), "words.parquet")
+    write_words()
     changes = {"method": method, "concepts": {"vocabulary": "words.parquet"}}
     run_all("download weights extract mine similarity components train encode baselines evaluate", **changes)
     assert json.loads(Path("reports/metrics.json").read_text())["map_all_tie_aware"] > 0.9

@@ -58,7 +58,8 @@ def test_the_registry_has_the_methods_that_params_allow() -> None:
 
 
 def test_the_audit_knows_what_each_method_learns_from() -> None:
-    assert {name for name, m in METHODS.items() if not (m.needs_text or m.needs_concepts)} == IMAGES_ALONE
+    guided = {name for name, m in METHODS.items() if m.needs_text or m.uses_distribution or m.needs_concepts}
+    assert METHODS.keys() - guided == IMAGES_ALONE
     assert {name for name, m in METHODS.items() if m.needs_concepts} == WHOLE_VOCABULARY
 
 
@@ -315,7 +316,7 @@ def make(method: str, bits: int = 16, seed: int = 0, n: int = 40, **changes: Any
         section = getattr(options, method).model_copy(update=changes)
         options = options.model_copy(update={method: section})
     features, texts = unit(random_codes(n, 12, seed=8)).float(), unit(random_codes(9, 12, seed=9)).float().numpy()
-    objective = METHODS[method](Inputs(features, None, None, options, bits, seed, texts))
+    objective = METHODS[method](Inputs(features, None, None, options, bits, seed, concepts=texts))
     objective.begin_epoch(0, lambda: torch.zeros(n, bits))
     return objective
 

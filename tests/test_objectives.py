@@ -12,6 +12,7 @@ from training_run import run_components, train_params, write_training_inputs
 from stages.components.artifact import read_components
 from stages.components.mixture import fine_assignment
 from stages.features import Features
+from stages.mine.distribution import read_distribution
 from stages.similarity.matrix import SimilarityMatrix, read_similarity
 from stages.train.codebook import Codebook
 from stages.train.config import Train
@@ -26,6 +27,7 @@ from stages.train.losses import (
 )
 from stages.train.methods.objective import Inputs, Objective
 from stages.train.methods.registry import METHODS
+from stages.train.semantics import SharedComponents, SharedConcepts
 
 
 def make(method: str, options: Train, **changes: Any) -> Objective:
@@ -67,21 +69,39 @@ def test_uhscm_weighs_its_terms(here: Path) -> None:
         torch.testing.assert_close(found[name], value)
 
 
-def test_fused_learns_the_codes_of_its_codebook(here: Path) -> None:
-    options = train_params("fused").train
-    similarity, _, _ = read_similarity()
-    objective = make("fused", options)
-    fused = options.fused
-    codebook = Codebook(similarity.factor, 16, fused.components, fused.temper, fused.exponent, seed=0)
+@pytest.mark.parametrize("has_concepts", [True, False])
+def test_fused_learns_the_codes_of_its_codebook(here: Path, has_concepts: bool) -> None:
+    """Of shared concepts, and of shared components where there are no concepts; it needs no similarity."""
+    options = train_params("fused", fused={"presence": 0.6, "components": 3}).train
+    with Features() as features:
+        images, distribution = features.train(), read_distribution(features)[0] if has_concepts else None
+    objective = make("fused", options, similarity=None, distribution=distribution)
+    if has_concepts:
+        semantics = SharedConcepts(images, distribution, presence=0.6, seed=0)
+    else:
+        semantics = SharedComponents(images, components=3, seed=0)
     rows = torch.tensor([3, 0, 17, 40, 3])
     codes = torch.tanh(torch.randn(5, 16, generator=torch.Generator().manual_seed(0)))
-    target = codebook.encode(similarity.factor)[rows]
+    target = Codebook(semantics, images, 16, seed=0).encode(images)[rows]
     probability = (1 + codes.double().numpy()) / 2
     expected = -np.log(np.where(target > 0, probability, 1 - probability)).mean()
     assert objective.terms(codes, rows).keys() == {"bits"}
     assert objective.terms(codes, rows)["bits"].item() == pytest.approx(expected, rel=1e-5)
     decided = torch.from_numpy(target)
     assert objective.terms(decided, rows)["bits"] < 1e-4 < 10 < objective.terms(-decided, rows)["bits"]
+
+
+@pytest.mark.parametrize("changes", [{"presence": 1.5}, {"components": 2}])
+def test_parameters_and_seed_of_fused_change_its_codes(here: Path, changes: dict[str, float]) -> None:
+    """Each parameter where it is read: the presence with concepts, the components without."""
+    train, found = train_params("fused").train, []
+    with Features() as features:
+        distribution = read_distribution(features)[0] if "presence" in changes else None
+    other = train.model_copy(update={"fused": train.fused.model_copy(update=changes)})
+    for options, seed in ((train, 0), (train, 0), (other, 0), (train, 1)):
+        found.append(make("fused", options, distribution=distribution, seed=seed).target)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2]) and not torch.equal(found[0], found[3])
 
 
 def test_dsch_weighs_its_terms(here: Path) -> None:

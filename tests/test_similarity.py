@@ -235,7 +235,9 @@ def test_without_concepts_there_is_no_similarity(mined: np.ndarray, capsys: pyte
     """Embeddings without a text side have none."""
     write_mined(distributions()[:, :0])
     run(params(layout=layout))
-    assert capsys.readouterr().out.startswith("similarity: there are no concepts")
+    assert capsys.readouterr().out == (
+        "similarity: there are no concepts, and so no similarities; method: fused and dsch need none\n"
+    )
     similarity, ids, provenance = read_similarity()
     assert similarity.factor.shape == (50, 0) and similarity.factor.dtype == np.float32
     np.testing.assert_array_equal(ids, np.arange(50) * 3 + 1)

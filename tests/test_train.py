@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 from training_run import train_params, write_training_inputs
 
-from stages.artifacts import COMPONENTS, FEATURES, HASHNET, PROVENANCE_KEY, RESUME, SIMILARITY
+from stages.artifacts import COMPONENTS, CONCEPT_DISTRIBUTION, FEATURES, HASHNET, PROVENANCE_KEY, RESUME, SIMILARITY
 from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import HashNetConfig, load_hashnet, relaxed_codes
@@ -285,15 +285,28 @@ def test_the_network_loads_without_this_project(here: Path) -> None:
         assert layer in config["architecture"]
 
 
+@pytest.mark.parametrize(
+    ("method", "unread"),
+    [("uhscm", [CONCEPT_DISTRIBUTION]), ("dsch", [CONCEPT_DISTRIBUTION, SIMILARITY]), ("fused", [SIMILARITY])],
+)
+def test_a_method_reads_no_more_of_the_concepts_than_it_learns_from(
+    here: Path, method: str, unread: list[Path]
+) -> None:
+    for path in unread:
+        path.unlink()
+    run(train_params(method, epochs=1))
+    assert HASHNET.exists()
+
+
 def _edit_provenance(path: Path, **changes: str) -> None:
     with h5py.File(path, "a") as file:
         content = {**json.loads(file.attrs[PROVENANCE_KEY]), **changes}
         file.attrs[PROVENANCE_KEY] = json.dumps(content)
 
 
-def _similarity_of_another_data_set() -> None:
-    table, made_from, extra = read_table(SIMILARITY, {"id": pa.int64(), "factor": None})
-    write_table(table, SIMILARITY, replace(made_from, dataset="c" * 64), extra)
+def _of_another_data_set(path: Path, column: str) -> None:
+    table, made_from, extra = read_table(path, {"id": pa.int64(), column: None})
+    write_table(table, path, replace(made_from, dataset="c" * 64), extra)
 
 
 def _other_training_images() -> None:
@@ -307,23 +320,31 @@ def _components_without_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "path", "message"),
+    ("method", "damage", "path", "message"),
     [
-        (_similarity_of_another_data_set, SIMILARITY, "another data set"),
-        (lambda: _edit_provenance(COMPONENTS, model="f" * 64), COMPONENTS, "another model"),
-        (lambda: _edit_provenance(COMPONENTS, dataset="f" * 64), COMPONENTS, "another data set"),
-        (_other_training_images, SIMILARITY, "has other training images"),
-        (_components_without_labels, COMPONENTS, "coarse_labels"),
-        (lambda: COMPONENTS.write_bytes(COMPONENTS.read_bytes()[:500]), COMPONENTS, "rebuild it with"),
-        (lambda: COMPONENTS.unlink(), COMPONENTS, "not found"),
-        (lambda: SIMILARITY.unlink(), SIMILARITY, "not found"),
-        (lambda: FEATURES.unlink(), FEATURES, "not found"),
+        ("uhscm", lambda: _of_another_data_set(SIMILARITY, "factor"), SIMILARITY, "another data set"),
+        ("fused", lambda: _of_another_data_set(CONCEPT_DISTRIBUTION, "distribution"), CONCEPT_DISTRIBUTION,
+         "another data set"),
+        ("fused", lambda: _edit_provenance(COMPONENTS, model="f" * 64), COMPONENTS, "another model"),
+        ("fused", lambda: _edit_provenance(COMPONENTS, dataset="f" * 64), COMPONENTS, "another data set"),
+        ("uhscm", _other_training_images, SIMILARITY, "has other training images"),
+        ("fused", _other_training_images, CONCEPT_DISTRIBUTION, "has other training images"),
+        ("dsch", _other_training_images, COMPONENTS, "has other training images"),
+        ("fused", _components_without_labels, COMPONENTS, "coarse_labels"),
+        ("fused", lambda: COMPONENTS.write_bytes(COMPONENTS.read_bytes()[:500]), COMPONENTS, "rebuild it with"),
+        ("fused", lambda: COMPONENTS.unlink(), COMPONENTS, "not found"),
+        ("uhscm", lambda: SIMILARITY.unlink(), SIMILARITY, "not found"),
+        ("fused", lambda: CONCEPT_DISTRIBUTION.unlink(), CONCEPT_DISTRIBUTION, "not found"),
+        ("fused", lambda: CONCEPT_DISTRIBUTION.write_bytes(b"PAR1"), CONCEPT_DISTRIBUTION, "dvc repro mine"),
+        ("fused", lambda: FEATURES.unlink(), FEATURES, "not found"),
     ],
-)
-def test_inputs_that_do_not_fit_are_named(here: Path, damage: Callable[[], None], path: Path, message: str) -> None:
+)  # fmt: skip
+def test_inputs_that_do_not_fit_are_named(
+    here: Path, method: str, damage: Callable[[], None], path: Path, message: str
+) -> None:
     damage()
     with pytest.raises(InputError, match=message) as error:
-        run(train_params())
+        run(train_params(method))
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
     assert not HASHNET.exists()

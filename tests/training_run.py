@@ -69,7 +69,7 @@ def run_components(**changes: Any) -> None:
 
 
 def write_training_inputs() -> None:
-    """Features and images, similarity, components, and no backbone in the current directory."""
+    """Features and images, concepts, similarity, components, and no backbone in the current directory."""
     weights.pin_backbone(Backbone(model=None, weights=None))
     write_features()
     write_distribution()

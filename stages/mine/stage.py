@@ -18,8 +18,8 @@ from stages.tables import fixed_size_lists, write_table
 
 #: Said where there are images alone.
 NO_TEXT_SIDE = (
-    f"{CLIP} has no model and concepts.vocabulary no text features: no concepts. method: dsch needs none; uhscm and "
-    "fused need clip.model, or a Parquet vocabulary with the column text_feature"
+    f"{CLIP} has no model and concepts.vocabulary no text features: no concepts. method: fused and dsch need none; "
+    "uhscm needs clip.model, or a Parquet vocabulary with the column text_feature"
 )
 
 

@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pyarrow as pa
 
-from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, SIMILARITY, Provenance, damaged
+from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, SIMILARITY
 from stages.errors import InputError
 from stages.features import Features
+from stages.mine.distribution import read_distribution
 from stages.similarity.config import Params
 from stages.similarity.matrix import nearest_neighbours, similarity_matrix
-from stages.tables import fixed_size_lists, matrix, read_table, write_table
+from stages.tables import fixed_size_lists, write_table
 
 
 def run(params: Params) -> None:
@@ -18,14 +18,15 @@ def run(params: Params) -> None:
     options = params.similarity
     with Features() as features:
         if options.source == "features":
-            path, compared, ids, made_from = FEATURES, features.train(), features.train_id, features.provenance
+            path, compared, made_from = FEATURES, features.train(), features.provenance
         else:
-            path, (compared, ids, made_from) = CONCEPT_DISTRIBUTION, _distributions(features)
+            path, (compared, made_from) = CONCEPT_DISTRIBUTION, read_distribution(features)
+        ids = features.train_id
     if len(ids) < 2:
         raise InputError(f"{path}: similarity needs at least 2 training images, there are {len(ids)}")
     similarity = similarity_matrix(compared, options.form)
     if not similarity.factor.shape[1]:
-        print("similarity: there are no concepts, and so no similarities; method: dsch needs none")
+        print("similarity: there are no concepts, and so no similarities; method: fused and dsch need none")
     rows, values = nearest_neighbours(similarity, options.neighbours)
     columns = {
         "id": ids, "factor": fixed_size_lists(similarity.factor),
@@ -35,17 +36,3 @@ def run(params: Params) -> None:
         columns["row"] = fixed_size_lists(similarity.block(slice(None)))
     provenance = replace(made_from, stage="similarity", params={**made_from.params, **options.model_dump()})
     write_table(pa.table(columns), SIMILARITY, provenance, {"scale": similarity.scale, "offset": similarity.offset})
-
-
-def _distributions(features: Features) -> tuple[np.ndarray, np.ndarray, Provenance]:
-    """The concept distributions (n, m') of the training images of `features`, their ids (n,), the provenance.
-
-    Raises:
-        InputError: they are missing, damaged, or of other images or another model.
-    """
-    table, mined, _ = read_table(CONCEPT_DISTRIBUTION, {"id": pa.int64(), "distribution": None})
-    mined.require_same(features.provenance, CONCEPT_DISTRIBUTION, FEATURES)
-    ids = table["id"].to_numpy()
-    if not np.array_equal(ids, features.train_id):
-        raise damaged(CONCEPT_DISTRIBUTION, f"has other training images than {FEATURES}")
-    return matrix(table, "distribution"), ids, mined

@@ -33,11 +33,10 @@ class Dsch(Frozen):
 
 
 class Fused(Frozen):
-    """Section ``train.fused``: the components of the concepts, whose codes the network learns."""
+    """Section ``train.fused``: which images are relevant to each other."""
 
-    components: int = Field(gt=0)  # clusters of concept distributions, at most as many as images
-    temper: float = Field(gt=0, le=1)  # exponent of the clustered distributions; below 1, lesser concepts count
-    exponent: float = Field(gt=0, le=1)  # of the cosine of two distributions, which makes it a relevance
+    presence: float = Field(gt=0)  # share of a concept, as a multiple of the mean share, from which an image shows it
+    components: int = Field(gt=0)  # where there are no concepts: clusters of the features, of 10 images at least
 
 
 class GreedyHash(Frozen):

@@ -10,6 +10,7 @@ from dvclive import Live
 from stages.artifacts import (
     BACKBONE,
     COMPONENTS,
+    CONCEPT_DISTRIBUTION,
     CONCEPTS,
     FEATURES,
     IMAGES,
@@ -28,6 +29,7 @@ from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import save_hashnet
 from stages.images import ImageShards
+from stages.mine.distribution import read_distribution
 from stages.pinned_backbone import CONFIG, read_pinned_backbone
 from stages.similarity.matrix import SimilarityMatrix, read_similarity
 from stages.train import networks
@@ -49,6 +51,9 @@ def run(params: Params) -> None:
     with Features() as features:
         features.provenance.require_same(shards.provenance, FEATURES, IMAGES)
         similarity = read_text_side(params.method, features)
+        distribution = read_distribution(features)[0] if METHODS[params.method].uses_distribution else None
+        if distribution is not None and not distribution.shape[1]:
+            distribution = None
         concepts = read_candidates(params.method, features) if METHODS[params.method].needs_concepts else None
         require_same_images(first.provenance, first.train_id, COMPONENTS, features)
         if len(features.train_id) < 2:
@@ -57,7 +62,8 @@ def run(params: Params) -> None:
         provenance = Provenance("train", made_from.dataset, made_from.model, versions=library_versions("torch"),
                                 params=params.model_dump(exclude={"device"}))  # fmt: skip
         contents = [sha256(path) for path in (
-            FEATURES, COMPONENTS, *([SIMILARITY] if similarity else []), *([] if concepts is None else [CONCEPTS]),
+            FEATURES, COMPONENTS, *([SIMILARITY] if similarity else []),
+            *([] if distribution is None else [CONCEPT_DISTRIBUTION]), *([] if concepts is None else [CONCEPTS]),
             *([BACKBONE / CONFIG] if whole else []),
         )]  # fmt: skip
         unfinished = resume_directory("train", [*contents, provenance.to_json()])
@@ -68,7 +74,7 @@ def run(params: Params) -> None:
             else networks.head(params, features, images)
         )  # fmt: skip
     objective = METHODS[params.method](
-        Inputs(images, first, similarity, params.train, params.bits, params.seed, concepts)
+        Inputs(images, first, similarity, params.train, params.bits, params.seed, distribution, concepts)
     )
     with replacing_directory(CURVES) as curves:
         # No context of its own: on Ctrl-C its end may wait for ever for a thread that was not told of its work.
@@ -100,7 +106,7 @@ def read_text_side(method: str, features: Features) -> SimilarityMatrix | None:
         raise InputError(
             f"method: '{method}' needs a text side, and there is none: clip.model is null, and concepts.vocabulary has "
             f"no text features; set clip.model to the model that made the embeddings, or concepts.vocabulary to a "
-            f"Parquet file with the columns concept and text_feature, or method: dsch"
+            f"Parquet file with the columns concept and text_feature, or method: fused or dsch"
         )
     return similarity
 

@@ -1,4 +1,4 @@
-"""Both ideas in one: components of the mined concepts have codes, and the network learns the codes of its images."""
+"""Both ideas in one: concepts, or components, say which images are relevant to each other, and that makes the codes."""
 
 import torch
 from torch import Tensor
@@ -6,26 +6,32 @@ from torch.nn import functional as F
 
 from stages.train.codebook import Codebook
 from stages.train.methods.objective import Inputs, Objective, Terms
+from stages.train.semantics import SharedComponents, SharedConcepts
 
 #: Keeps the cross-entropy of a decided bit finite.
 MARGIN = 1e-5
 
 
 class Fused(Objective):
-    """UHSCM's concepts say how relevant images are to each other, DSCH's fine components carry the codes.
+    """The network learns codes that were found before the training, bit by bit, under the relevances of the images.
 
-    The components are clusters of concept distributions; their codes, and from them those of the images, are found by
-    :mod:`stages.train.codebook` before the training. The network learns each bit by its cross-entropy. It is shown the
-    images as they are: an augmented view may have lost the object that the code speaks of.
+    Images that share one of UHSCM's concepts are relevant to each other; where there are no concepts, those between
+    which a walk over components of the features leads (:mod:`stages.train.semantics`). The codes are found by
+    :mod:`stages.train.codebook`. The network learns each bit by its cross-entropy. It is shown the images as they are:
+    an augmented view may have lost the object that the code speaks of.
     """
 
     views = 0
-    needs_text = True
+    uses_distribution = True
 
     def __init__(self, inputs: Inputs) -> None:
-        options, factor = inputs.options.fused, inputs.similarity.factor
-        codebook = Codebook(factor, inputs.bits, options.components, options.temper, options.exponent, inputs.seed)
-        self.target = torch.from_numpy(codebook.encode(factor)).to(inputs.features.device)
+        options, features = inputs.options.fused, inputs.features.cpu().numpy()
+        if inputs.distribution is None:
+            semantics = SharedComponents(features, options.components, inputs.seed)
+        else:
+            semantics = SharedConcepts(features, inputs.distribution, options.presence, inputs.seed)
+        codebook = Codebook(semantics, features, inputs.bits, inputs.seed)
+        self.target = torch.from_numpy(codebook.encode(features)).to(inputs.features.device)
 
     def terms(self, codes: Tensor, rows: Tensor) -> Terms:
         return {"bits": bit_loss(codes, self.target[rows])}

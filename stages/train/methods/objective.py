@@ -23,6 +23,8 @@ class Inputs:
         components: of the features.
         similarity: None where there is no text side.
         options: the section ``train``; bits: code length; seed: of all that is drawn.
+        distribution: of each training image over the concepts, (n, m); None unless the method uses it, and where there
+            are no concepts.
         concepts: text features (m, dim) of the candidate concepts, unit rows; None unless the method needs them.
     """
 
@@ -32,6 +34,7 @@ class Inputs:
     options: Train
     bits: int
     seed: int
+    distribution: np.ndarray | None = None
     concepts: np.ndarray | None = None
 
 
@@ -41,11 +44,13 @@ class Objective:
     Attributes:
         views: augmented views of each image that go into a step; 0: the image itself.
         needs_text: whether it trains on the similarity of the concepts.
+        uses_distribution: whether it trains on the concept distributions where there are concepts.
         needs_concepts: whether it trains on the text features of the candidate concepts.
     """
 
     views = 1
     needs_text = False
+    uses_distribution = False
     needs_concepts = False
 
     def __init__(self, inputs: Inputs) -> None:

@@ -1,0 +1,21 @@
+"""The concept distributions of the training images, as later stages read them."""
+
+import numpy as np
+import pyarrow as pa
+
+from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, Provenance, damaged
+from stages.features import Features
+from stages.tables import matrix, read_table
+
+
+def read_distribution(features: Features) -> tuple[np.ndarray, Provenance]:
+    """Distributions (n, m') over the concepts of the training images of `features`, in their order; m' may be 0.
+
+    Raises:
+        InputError: they are missing, damaged, or of other images or another model.
+    """
+    table, made_from, _ = read_table(CONCEPT_DISTRIBUTION, {"id": pa.int64(), "distribution": None})
+    made_from.require_same(features.provenance, CONCEPT_DISTRIBUTION, FEATURES)
+    if not np.array_equal(table["id"].to_numpy(), features.train_id):
+        raise damaged(CONCEPT_DISTRIBUTION, f"has other training images than {FEATURES}")
+    return matrix(table, "distribution"), made_from
