@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: install repro test lint lock clean
+.PHONY: install repro test lint lock bench clean
 
 install: $(VENV)/installed
 
@@ -23,6 +23,10 @@ test: install lint
 
 lint: install
 	ruff check .
+
+# Each is a command of its own, too: python benchmarks/NAME.py.
+bench: install
+	for name in conversion evaluation; do python benchmarks/$$name.py || exit; done
 
 # Resolves the versions of pyproject.toml for every platform and Python from 3.11 on.
 lock:

@@ -3,32 +3,26 @@
     python benchmarks/conversion.py                    # on generated images
     python benchmarks/conversion.py PARQUET_DIR ...    # on image Parquet, each directory by itself
 
-All kinds of work take turns, so that what else the machine does meets all of them; medians over the repetitions, after
-a warm-up. Prints a Markdown table and writes ``benchmarks/results/conversion.json``.
+Medians over the repetitions, after a warm-up. Writes ``benchmarks/results/conversion.json`` and ``.md``.
 """
 
 import argparse
 import io
-import json
 import multiprocessing
-import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import chdir, suppress
-from importlib.metadata import version
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from harness import REPEATS, machine, peak_memory, ratios, report, shown, take_turns
 from PIL import Image
 
 from stages.artifacts import IMAGES
@@ -38,7 +32,6 @@ from stages.images import ImageShards, decode, read_row_group
 from stages.params import parse
 from stages.scenes.render import render_scene
 
-RESULTS = Path(__file__).parent / "results" / "conversion.json"
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 
 #: Images in the two measurements of memory.
@@ -111,16 +104,12 @@ def read_in_two(place: Path) -> None:
     in_two(read, [(place, slice(half, None, 2)) for half in (0, 1)], "spawn")  # Arrow has threads
 
 
-def seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def seconds_an_image(source: Path) -> float:
     """What the bare loop takes."""
     images = encoded_images(source)
-    return seconds(lambda: bare(images)) / len(images)
+    start = time.perf_counter()
+    bare(images)
+    return (time.perf_counter() - start) / len(images)
 
 
 def measure_speed(source: Path, repeats: int) -> dict[str, Any]:
@@ -136,26 +125,17 @@ def measure_speed(source: Path, repeats: int) -> dict[str, Any]:
             "reading": lambda: read(place),
             "reading, two processes": lambda: read_in_two(place),
         }
-        times: dict[str, list[float]] = {name: [] for name in kinds}
-        for repeat in range(repeats + 1):
-            for name, work in kinds.items():
-                elapsed = seconds(work)
-                if repeat:  # the first one warms up
-                    times[name].append(elapsed)
-    one, two = times["conversion, one worker"], times["conversion, two workers"]
-    ratios = {
-        "conversion / bare loop": [b / c for b, c in zip(times["bare PIL loop"], one, strict=True)],
-        "reading / bare loop": [b / r for b, r in zip(times["bare PIL loop"], times["reading"], strict=True)],
-        "conversion: two workers / one": [o / t for o, t in zip(one, two, strict=True)],
-        "reading: two processes / one": [
-            o / t for o, t in zip(times["reading"], times["reading, two processes"], strict=True)
-        ],
-        "bare loop: two processes / one": [o / t for o, t in zip(*list(times.values())[:2], strict=True)],
-    }
+        times = take_turns(kinds, repeats)
+    loop, loops, one, two, reading, readings = times.values()
     return {
         "images": len(images), "mean_bytes": round(sum(map(len, images)) / len(images)),
         "images_per_second": {name: round(len(images) / statistics.median(t)) for name, t in times.items()},
-        "ratios": {name: [round(f(r), 3) for f in (statistics.median, min, max)] for name, r in ratios.items()},
+        "ratios": {
+            "conversion / bare loop": ratios(loop, one), "reading / bare loop": ratios(loop, reading),
+            "conversion: two workers / one": ratios(one, two),
+            "reading: two processes / one": ratios(reading, readings),
+            "bare loop: two processes / one": ratios(loop, loops),
+        },
     }  # fmt: skip
 
 
@@ -168,39 +148,20 @@ def measure_memory(source: Path, count: int) -> float:
         params["dataset"] |= {"name": "parquet", "path": str(images), "protocol": "holdout", "workers": 2}
         with tempfile.TemporaryDirectory() as place:
             Path(place, "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-            environment = os.environ | {"PYTHONPATH": str(PARAMS.parent)}
             command = [sys.executable, "-m", "stages", "download"]
-            process = psutil.Popen(command, cwd=place, env=environment, stdout=subprocess.DEVNULL)
-            peak = 0
-            while process.poll() is None:
-                with suppress(psutil.Error):
-                    peak = max(peak, proportional_set_size(process))
-                time.sleep(0.05)
-            if process.returncode:
-                raise RuntimeError("the conversion failed")
-    return peak / 1e6
-
-
-def proportional_set_size(process: psutil.Popen) -> int:
-    """Bytes of a process and its descendants, shared pages divided among their users."""
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        with suppress(psutil.Error):  # it has just ended
-            total += one.memory_full_info().pss
-    return total
+            return peak_memory(command, Path(place), {"PYTHONPATH": str(PARAMS.parent)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parquet", nargs="*", type=Path, help="directories of image Parquet")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the bare loop takes; images are repeated")
     parser.add_argument("--no-memory", action="store_true", help="leave the measurement of memory out")
     arguments = parser.parse_args()
     result: dict[str, Any] = {
-        "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "repeats": arguments.repeats,
-        "versions": {name: version(name) for name in ("numpy", "pillow", "pyarrow", "simplejpeg")},
-        "speed": {}, "memory_mb": {},
+        **machine("numpy", "pillow", "pyarrow", "simplejpeg"), "repeats": arguments.repeats, "speed": {},
+        "memory_mb": {},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         sources = list(arguments.parquet)
@@ -216,9 +177,7 @@ def main() -> None:
         if not arguments.no_memory:
             smallest = min(sources, key=lambda source: result["speed"][source.name]["mean_bytes"])
             result["memory_mb"] = {f"{count:,} images": measure_memory(smallest, count) for count in COUNTS}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(table_of(result))
+    report("conversion", result, table_of(result))
 
 
 def table_of(result: dict[str, Any]) -> str:
@@ -229,7 +188,7 @@ def table_of(result: dict[str, Any]) -> str:
     for name in sets[0]["images_per_second"]:
         lines.append(f"| {name} | " + " | ".join(f"{s['images_per_second'][name]:,} images/s" for s in sets) + " |")
     for name in sets[0]["ratios"]:
-        cells = ["**{:.2f}** ({:.2f}-{:.2f})".format(*s["ratios"][name]) for s in sets]
+        cells = [shown(s["ratios"][name]) for s in sets]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [f"\nPeak memory, {name}: {peak:.0f} MB" for name, peak in result["memory_mb"].items()]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stages.codes import pack, unpack
+from stages.evaluate import retrieval
 from stages.evaluate.average_precision import average_precision, expected_average_precision
 from stages.evaluate.code_statistics import code_statistics
 from stages.evaluate.retrieval import (
@@ -33,6 +34,12 @@ def average_precision_of_list(hits, k):
     """AP@k as the definition says: the mean, over the relevant items found in the first k, of the precision there."""
     precisions = [sum(hits[: rank + 1]) / (rank + 1) for rank in range(min(k, len(hits))) if hits[rank]]
     return sum(precisions) / len(precisions) if precisions else 0.0
+
+
+def average_precision_of_lists(hits, cutoffs):
+    """Of whether the item at each rank is relevant, bool (n_queries, n)."""
+    query, rank = np.nonzero(hits)
+    return average_precision(len(hits), query, rank + 1, cutoffs)
 
 
 def expectation_over_orders(distances, relevant, k):
@@ -64,12 +71,12 @@ def test_golden_values():
 
 
 @pytest.mark.parametrize("bits", [8, 16, 24, 32, 48, 64, 128, 256])
-@pytest.mark.parametrize("chunk_bytes", [1, 1 << 26])
-def test_codes_agree_with_a_loop_over_queries(bits, chunk_bytes):
+@pytest.mark.parametrize("chunk_pairs", [1, 1 << 26])
+def test_codes_agree_with_a_loop_over_queries(bits, chunk_pairs):
     rng = np.random.default_rng(bits)
     task = random_task(rng, bits=bits)
     query, database, query_labels, database_labels = task
-    result = evaluate_codes(*task, CUTOFFS, precision_at=(1, 7, 500), chunk_bytes=chunk_bytes)
+    result = evaluate_codes(*task, CUTOFFS, precision_at=(1, 7, 500), chunk_pairs=chunk_pairs)
 
     expected = {name: [] for name in ("1", "3", "10", "50", "1000", "all", "p1", "p7", "p500", "radius2")}
     within = np.zeros((2, bits + 1))
@@ -98,6 +105,30 @@ def test_codes_agree_with_a_loop_over_queries(bits, chunk_bytes):
     assert np.isnan(result.precision[~some]).all()
 
 
+@pytest.mark.parametrize("bits", [16, 512])
+def test_keys_that_need_64_bits_rank_as_those_of_32(bits, monkeypatch):
+    """Such as those of ten million items, or of long codes."""
+    task = random_task(np.random.default_rng(0), bits=bits)
+    expected = evaluate_codes(*task, CUTOFFS, (1, 7))
+    monkeypatch.setattr(retrieval, "_key_type", lambda n, radii: np.uint64)
+    found = evaluate_codes(*task, CUTOFFS, (1, 7))
+    assert metrics_dict(found) == metrics_dict(expected)
+
+
+@pytest.mark.parametrize(("n", "radii", "width"), [(2**24, 65, 4), (2**24 + 1, 65, 8), (2**31, 2, 8), (1, 65, 4)])
+def test_keys_are_as_wide_as_they_must_be(n, radii, width):
+    assert np.dtype(retrieval._key_type(n, radii)).itemsize == width
+
+
+def test_results_do_not_depend_on_the_number_of_cores(monkeypatch):
+    task = random_task(np.random.default_rng(1), bits=32)
+    found = []
+    for cores in (1, 7):
+        monkeypatch.setattr(retrieval, "cores", lambda cores=cores: cores)
+        found.append(metrics_dict(evaluate_codes(*task, CUTOFFS, (1, 7), chunk_pairs=1)))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_tie_aware_is_the_mean_over_all_orders(seed):
     rng = np.random.default_rng(seed)
@@ -112,7 +143,7 @@ def test_tie_aware_without_ties_is_the_stable_order():
     hits = np.random.default_rng(0).random((5, 200)) < 0.3
     cutoffs = (1, 2, 50, 199, 200, 400)
     expected = expected_average_precision(np.ones_like(hits, dtype=int), hits, cutoffs)
-    np.testing.assert_allclose(expected, average_precision(hits, cutoffs), atol=1e-12)
+    np.testing.assert_allclose(expected, average_precision_of_lists(hits, cutoffs), atol=1e-12)
 
 
 def test_tie_aware_of_one_huge_tie_agrees_with_sampled_orders():
@@ -123,7 +154,7 @@ def test_tie_aware_of_one_huge_tie_agrees_with_sampled_orders():
     samples = np.zeros((200, k), dtype=bool)
     for row, found in zip(samples, rng.hypergeometric(relevant, n - relevant, k, size=len(samples)), strict=True):
         row[rng.choice(k, found, replace=False)] = True
-    sampled = average_precision(samples, (k,))[:, 0]
+    sampled = average_precision_of_lists(samples, (k,))[:, 0]
     assert value[0] == pytest.approx(sampled.mean(), abs=4 * sampled.std() / np.sqrt(len(sampled)))
     # all of it: (a + (j-1)(r-1)/(t-1)) / j summed has a closed form
     harmonic = np.sum(1 / np.arange(1, n + 1))
@@ -180,13 +211,13 @@ def test_nothing_to_evaluate_is_refused():
         evaluate_codes(query[:0], database, query_labels[:0], database_labels, (1,), (1,))
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 1 << 26])
-def test_vectors_agree_with_a_loop_over_queries(chunk_bytes):
+@pytest.mark.parametrize("chunk_pairs", [1, 1 << 26])
+def test_vectors_agree_with_a_loop_over_queries(chunk_pairs):
     rng = np.random.default_rng(5)
     _, _, query_labels, database_labels = random_task(rng, queries=6, database=300)
     vectors = rng.integers(-1, 2, (306, 3)).astype(np.float32)  # small integers: exact scores with many ties, and zeros
     query, database = vectors[:6], vectors[6:]
-    result = evaluate_vectors(query, database, query_labels, database_labels, CUTOFFS, (1, 7), chunk_bytes=chunk_bytes)
+    result = evaluate_vectors(query, database, query_labels, database_labels, CUTOFFS, (1, 7), chunk_pairs=chunk_pairs)
     rankings = []
     for vector, labels in zip(query, query_labels, strict=True):
         scores = database @ vector

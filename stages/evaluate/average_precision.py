@@ -9,28 +9,30 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def average_precision(hits: np.ndarray, cutoffs: Sequence[int]) -> np.ndarray:
+def average_precision(n_queries: int, query: np.ndarray, rank: np.ndarray, cutoffs: Sequence[int]) -> np.ndarray:
     """AP@k of ranked lists.
 
     Args:
-        hits: bool (n_queries, n), whether the item at each rank is relevant, best rank first.
-        cutoffs: the k of AP@k, each at least 1; one beyond n means n.
+        n_queries: the number of lists, which are numbered from 0.
+        query, rank: int (h,), the list of each relevant item, and its rank in it, from 1; list by list, best first.
+        cutoffs: the k of AP@k, each at least 1; one beyond the end means all.
 
     Returns:
         float64 (n_queries, len(cutoffs)).
     """
-    n_queries, n = hits.shape
-    flat = np.flatnonzero(hits)
-    found = np.count_nonzero(hits, axis=1)
-    query = np.repeat(np.arange(n_queries), found)
-    rank = flat - query * n + 1
-    place_among_hits = np.arange(1, len(flat) + 1) - np.repeat(np.cumsum(found) - found, found)
+    found = np.bincount(query, minlength=n_queries)
+    place_among_hits = np.arange(1, len(rank) + 1) - np.repeat(np.cumsum(found) - found, found)
     precision = place_among_hits / rank
-    result = np.zeros((n_queries, len(cutoffs)))
-    for column, k in enumerate(cutoffs):
-        counted = rank <= k
-        total = np.bincount(query[counted], weights=precision[counted], minlength=n_queries)
-        result[:, column] = total / np.maximum(np.bincount(query[counted], minlength=n_queries), 1)
+    # Sums up to the first cut-off, from there to the next, ...; what is beyond the last one is dropped.
+    ascending = np.argsort(cutoffs, kind="stable")
+    section = np.searchsorted(np.asarray(cutoffs)[ascending], rank) + query * (len(cutoffs) + 1)
+    shape = n_queries, len(cutoffs) + 1
+    total, count = (
+        np.bincount(section, weights, minlength=shape[0] * shape[1]).reshape(shape)[:, :-1].cumsum(axis=1)
+        for weights in (precision, None)
+    )
+    result = np.empty((n_queries, len(cutoffs)))
+    result[:, ascending] = total / np.maximum(count, 1)
     return result
 
 
