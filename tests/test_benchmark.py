@@ -370,6 +370,13 @@ def test_no_bars_within_a_bar(monkeypatch):
 # ---- plans
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "stages/benchmark/plans").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_plans_of_the_project_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan, params = read_plan(path)
+    assert params.keys() == {dataset.name for dataset in plan.datasets}
+
+
 def problem(directory: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> str:
     write_project(directory, changes)
     monkeypatch.chdir(directory)
