@@ -10,7 +10,7 @@ from test_data_cards import DOCS, ROOT, changed_params, overrides, require_parse
 
 from stages.params import read_params_file
 
-PAGE = (DOCS / "ablations.md").read_text(encoding="utf-8").partition("\n## What DSCH leaves open")[0]
+PAGE = (DOCS / "ablations.md").read_text(encoding="utf-8").partition("\n## Results")[0]
 COMMANDS = re.findall(r"\| `(dvc exp run .*)` \|$", PAGE, re.MULTILINE)
 
 
