@@ -129,7 +129,7 @@ def test_queue_is_run_and_collected(queued, monkeypatch):
                             env=project.environment, capture_output=True, text=True)  # fmt: skip
     assert before.returncode == 2 and "not finished at this commit" in before.stderr
     assert before.stderr.count("\n") == 1 and not (project.directory / RESULTS).exists()
-    assert project.run_queue() == ["Success", "Success"]
+    assert project.run_queue(2) == ["Success", "Success"]
     project.run(sys.executable, "-c", PROGRAM, str(plan), "collect")
     monkeypatch.chdir(project.directory)
     frame, provenance, _ = read_results()

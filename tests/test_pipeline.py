@@ -65,14 +65,18 @@ class Project:
     def dvc(self, *arguments: str) -> str:
         return self.run(sys.executable, "-m", "dvc", *arguments)
 
-    def run_queue(self, seconds: float = 600) -> list[str]:
+    def run_queue(self, experiments: int, seconds: float = 600) -> list[str]:
         """Run what is queued; the states in which the experiments ended, or were after so many seconds."""
         self.dvc("queue", "start")
-        deadline, states = time.monotonic() + seconds, ["Queued"]
-        while {"Queued", "Running"} & set(states) and time.monotonic() < deadline:
-            time.sleep(2)
-            states = re.findall(r"^\w{7}\s+\S+\s+.*?(\w+)$", self.dvc("queue", "status"), re.MULTILINE)
-        self.dvc("queue", "stop", "--kill")
+        try:
+            deadline, states = time.monotonic() + seconds, []
+            while time.monotonic() < deadline:
+                states = re.findall(r"^\w{7}\s+\S+\s+.*?(\w+)$", self.dvc("queue", "status"), re.MULTILINE)
+                if len(states) == experiments and not {"Queued", "Running"} & set(states):
+                    break
+                time.sleep(2)
+        finally:
+            self.dvc("queue", "stop", "--kill")
         return states
 
     def commit(self) -> None:
@@ -169,7 +173,7 @@ def test_change_of_a_section_begins_at_its_stage(fresh):
 def test_queue_of_experiments_then_tables_and_plots(fresh):
     fresh.dvc("exp", "run", "--queue", "-S", "bits=8,16")
     assert fresh.changed() == set()
-    assert fresh.run_queue() == ["Success", "Success"]
+    assert fresh.run_queue(2) == ["Success", "Success"]
     assert fresh.changed() == set()  # they ran in copies
 
     table = list(csv.DictReader(fresh.dvc("exp", "show", "--csv", "--only-changed").splitlines()))

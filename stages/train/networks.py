@@ -24,9 +24,8 @@ def head(params: Params, features: Features, images: Tensor) -> tuple[HashNet, B
     """A head and the cached views; `images` (n, dim) are the unaugmented ones, on the training device."""
     # A head's products are too small to share among cores, and one thread gives the same bits on any machine.
     torch.set_num_threads(1)
-    views = images[None, :0]
-    if METHODS[params.method].views:
-        views = torch.from_numpy(features.views()).to(images.device)
+    # A method that is shown the images as they are needs none of the views, which are several times their size.
+    views = torch.from_numpy(features.views()).to(images.device) if METHODS[params.method].views else images[None]
     net = HashNet(HashNetConfig(images.shape[1], params.train.hidden, params.bits, params.method)).to(images.device)
     return net, CachedViews(views, images, params.train.batch_size)
 

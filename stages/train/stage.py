@@ -51,9 +51,7 @@ def run(params: Params) -> None:
     with Features() as features:
         features.provenance.require_same(shards.provenance, FEATURES, IMAGES)
         similarity = read_text_side(params.method, features)
-        distribution = read_distribution(features)[0] if METHODS[params.method].uses_distribution else None
-        if distribution is not None and not distribution.shape[1]:
-            distribution = None
+        distribution = read_concept_shares(params.method, features)
         concepts = read_candidates(params.method, features) if METHODS[params.method].needs_concepts else None
         require_same_images(first.provenance, first.train_id, COMPONENTS, features)
         if len(features.train_id) < 2:
@@ -109,6 +107,18 @@ def read_text_side(method: str, features: Features) -> SimilarityMatrix | None:
             f"Parquet file with the columns concept and text_feature, or method: fused or dsch"
         )
     return similarity
+
+
+def read_concept_shares(method: str, features: Features) -> np.ndarray | None:
+    """The concept distributions that `method` trains on; None where it does without, or there are no concepts.
+
+    Raises:
+        InputError: they are missing, damaged or of other images.
+    """
+    if not METHODS[method].uses_distribution:
+        return None
+    distribution, _ = read_distribution(features)
+    return distribution if distribution.shape[1] else None
 
 
 def require_same_images(made_from: Provenance, train_id: np.ndarray, path: Path, features: Features) -> None:

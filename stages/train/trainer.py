@@ -56,10 +56,14 @@ class CachedViews:
     def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         generator = torch.Generator().manual_seed(seed)
         for rows in batches(self.n, self.batch_size, generator):
+            if not views:
+                rows = rows.to(self.images.device)
+                yield self.images[rows], rows
+                continue
             # Distinct views of each image: the first ones of a random order.
             order = torch.rand(len(self.views), len(rows), generator=generator).argsort(dim=0)[:views]
             rows, order = rows.to(self.views.device), order.to(self.views.device)
-            yield (self.views[order, rows].flatten(0, 1), rows.repeat(views)) if views else (self.images[rows], rows)
+            yield self.views[order, rows].flatten(0, 1), rows.repeat(views)
 
     def all_codes(self, net: Network) -> Tensor:
         return relaxed_codes(net, self.images)
