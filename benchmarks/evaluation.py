@@ -29,8 +29,9 @@ def drawn(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     centres = np.random.default_rng(0).integers(0, 2, (CLASSES, BITS))
     rng = np.random.default_rng(seed)
     label = rng.integers(0, CLASSES, n)
-    bits = centres[label] ^ (rng.random((n, BITS)) < 0.3)
-    return np.packbits(bits, axis=1), np.eye(CLASSES, dtype=bool)[label]
+    codes = [np.packbits(centres[some] ^ (rng.random((len(some), BITS)) < 0.3), axis=1)
+             for some in np.array_split(label, -(-n // 10_000))]  # fmt: skip
+    return np.concatenate(codes), np.eye(CLASSES, dtype=bool)[label]
 
 
 def loop(query: np.ndarray, database: np.ndarray, query_label: np.ndarray, database_label: np.ndarray) -> list[float]:

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def run_workers(function: Callable[[T], Iterable[R]], shares: Sequence[T], task:
         for share in shares:
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(target=_work, args=(function, share, sender), daemon=True)
-            with _interrupt_blocked():  # which the worker inherits
+            with _interrupt_blocked(), _main_left_out():  # the worker inherits the first
                 process.start()
             sender.close()  # now nobody but the worker has it: its end is the end of the pipe
             workers[receiver] = process
@@ -128,6 +129,20 @@ def _work(function: Callable[[T], Iterable[R]], share: T, sender: Connection) ->
             return
         if result is DONE or isinstance(result, PASSED_ON):
             return
+
+
+@contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Spare a spawned process the main script, which it would import when it starts: that takes time, serves nothing,
+    and never ends where the script calls us without looking whether it is the main one.
+    """
+    main = vars(sys.modules["__main__"])
+    told_by = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main.update(dict.fromkeys(told_by))
+    try:
+        yield
+    finally:
+        main.update(told_by)
 
 
 @contextmanager

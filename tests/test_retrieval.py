@@ -7,17 +7,11 @@ import numpy as np
 import pytest
 
 from stages.codes import pack, unpack
-from stages.evaluate import retrieval
+from stages.evaluate import ranking, retrieval
 from stages.evaluate.average_precision import average_precision, expected_average_precision
 from stages.evaluate.code_statistics import code_statistics
-from stages.evaluate.retrieval import (
-    evaluate_codes,
-    evaluate_vectors,
-    hamming_distances,
-    metrics_dict,
-    pack_labels,
-    share_label,
-)
+from stages.evaluate.ranking import hamming_distances, share_label
+from stages.evaluate.retrieval import evaluate_codes, evaluate_vectors, metrics_dict
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "retrieval.npz"
 CUTOFFS = (1, 3, 10, 50, 1000)
@@ -38,8 +32,7 @@ def average_precision_of_list(hits, k):
 
 def average_precision_of_lists(hits, cutoffs):
     """Of whether the item at each rank is relevant, bool (n_queries, n)."""
-    query, rank = np.nonzero(hits)
-    return average_precision(len(hits), query, rank + 1, cutoffs)
+    return average_precision([np.flatnonzero(row) + 1 for row in hits], cutoffs)
 
 
 def expectation_over_orders(distances, relevant, k):
@@ -106,18 +99,15 @@ def test_codes_agree_with_a_loop_over_queries(bits, chunk_pairs):
 
 
 @pytest.mark.parametrize("bits", [16, 512])
-def test_keys_that_need_64_bits_rank_as_those_of_32(bits, monkeypatch):
-    """Such as those of ten million items, or of long codes."""
+@pytest.mark.parametrize("block", [1, 7, 59])
+def test_blocks_are_merged_into_one_list(bits, block, monkeypatch):
+    """Such as those of a million items."""
     task = random_task(np.random.default_rng(0), bits=bits)
     expected = evaluate_codes(*task, CUTOFFS, (1, 7))
-    monkeypatch.setattr(retrieval, "_key_type", lambda n, radii: np.uint64)
+    monkeypatch.setattr(ranking, "BLOCK", block)
     found = evaluate_codes(*task, CUTOFFS, (1, 7))
     assert metrics_dict(found) == metrics_dict(expected)
-
-
-@pytest.mark.parametrize(("n", "radii", "width"), [(2**24, 65, 4), (2**24 + 1, 65, 8), (2**31, 2, 8), (1, 65, 4)])
-def test_keys_are_as_wide_as_they_must_be(n, radii, width):
-    assert np.dtype(retrieval._key_type(n, radii)).itemsize == width
+    np.testing.assert_array_equal(found.precision, expected.precision)
 
 
 def test_results_do_not_depend_on_the_number_of_cores(monkeypatch):
@@ -241,7 +231,7 @@ def test_shared_labels_at_any_number_of_classes(classes):
     rng = np.random.default_rng(classes)
     query, database = rng.random((20, classes)) < 0.2, rng.random((30, classes)) < 0.2
     expected = (query.astype(int) @ database.T.astype(int)) > 0
-    np.testing.assert_array_equal(share_label(pack_labels(query), pack_labels(database)), expected)
+    np.testing.assert_array_equal(share_label(query, database), expected)
 
 
 def test_distance_of_256_bits_does_not_wrap_around():

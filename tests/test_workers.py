@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -76,6 +78,16 @@ def test_all_results_come(workers):
 def test_large_results():
     sizes = sorted(len(result) for result in run_workers(large, [[1_000_000, 2_000_000], [3_000_000]], "large"))
     assert sizes == [1_000_000, 2_000_000, 3_000_000]
+
+
+def test_workers_do_not_run_the_main_script(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from stages.workers import run_workers\n"
+        "print('main', sorted(run_workers(list, [[1, 2], [3]], 'numbers')), sys.modules['__main__'].__file__)\n"
+    )
+    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert printed == f"main [1, 2, 3] {script}\n"
 
 
 def test_failure_in_a_worker_is_told(capfd):

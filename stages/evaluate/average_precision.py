@@ -1,7 +1,7 @@
 """Average precision at a cut-off, of a given order and in expectation over random order within ties.
 
 AP@k divides by the number of relevant items *found in the first k*, as the hashing literature does; a query that finds
-none counts 0. Both functions are exact at every cut-off and vectorised over queries.
+none counts 0. Both functions are exact at every cut-off.
 """
 
 from collections.abc import Sequence
@@ -9,31 +9,21 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def average_precision(n_queries: int, query: np.ndarray, rank: np.ndarray, cutoffs: Sequence[int]) -> np.ndarray:
+def average_precision(lists: Sequence[np.ndarray], cutoffs: Sequence[int]) -> np.ndarray:
     """AP@k of ranked lists.
 
     Args:
-        n_queries: the number of lists, which are numbered from 0.
-        query, rank: int (h,), the list of each relevant item, and its rank in it, from 1; list by list, best first.
+        lists: int (h,) for each, the ranks of its relevant items, from 1, ascending.
         cutoffs: the k of AP@k, each at least 1; one beyond the end means all.
 
     Returns:
-        float64 (n_queries, len(cutoffs)).
+        float64 (len(lists), len(cutoffs)).
     """
-    found = np.bincount(query, minlength=n_queries)
-    place_among_hits = np.arange(1, len(rank) + 1) - np.repeat(np.cumsum(found) - found, found)
-    precision = place_among_hits / rank
-    # Sums up to the first cut-off, from there to the next, ...; what is beyond the last one is dropped.
-    ascending = np.argsort(cutoffs, kind="stable")
-    section = np.searchsorted(np.asarray(cutoffs)[ascending], rank) + query * (len(cutoffs) + 1)
-    shape = n_queries, len(cutoffs) + 1
-    total, count = (
-        np.bincount(section, weights, minlength=shape[0] * shape[1]).reshape(shape)[:, :-1].cumsum(axis=1)
-        for weights in (precision, None)
-    )
-    result = np.empty((n_queries, len(cutoffs)))
-    result[:, ascending] = total / np.maximum(count, 1)
-    return result
+    first = np.cumsum([0, *map(len, lists)])[:-1, None]  # hit of each list
+    place = np.concatenate([np.arange(1, len(ranks) + 1) for ranks in lists])
+    total = np.concatenate([[0.0], np.cumsum(place / np.concatenate(lists))])  # of the precisions at the hits before
+    found = np.array([ranks.searchsorted(cutoffs, side="right") for ranks in lists])
+    return (total[first + found] - total[first]) / np.maximum(found, 1)
 
 
 def expected_average_precision(items: np.ndarray, relevant: np.ndarray, cutoffs: Sequence[int]) -> np.ndarray:

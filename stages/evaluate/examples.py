@@ -7,7 +7,7 @@ import numpy as np
 from stages.codes import Codes
 from stages.components.artifact import Components
 from stages.evaluate.pictures import Component, Example, Group, Neighbour
-from stages.evaluate.retrieval import hamming_distances
+from stages.evaluate.ranking import hamming_distances
 
 
 def example_queries(
