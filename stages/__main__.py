@@ -1,7 +1,9 @@
 """``python -m stages NAME``: one command a stage, each of which runs with and without DVC."""
 
+import ast
 import errno
 import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -14,7 +16,6 @@ import typer
 
 from stages.artifacts import DISK_ERRORS
 from stages.errors import InputError, OutsideError
-from stages.params import PARAMS_FILE, parse, read_params_file, unknown_key
 
 #: The stages in the order in which data flows through them.
 STAGES = (
@@ -30,8 +31,16 @@ app = typer.Typer(
 )
 
 
+def _docstring(module: str) -> str:
+    """The docstring of a module that is not imported: of a stage's config module, the help of the command."""
+    source = Path(importlib.util.find_spec(module).origin)
+    return ast.get_docstring(ast.parse(source.read_bytes()))
+
+
 def run_stage(name: str) -> None:
     """Check the whole of ``params.yaml``, then run the stage `name` with the keys that it reads."""
+    from stages.params import PARAMS_FILE, parse, read_params_file, unknown_key  # pydantic, which --help needs not
+
     values = read_params_file()
     configs = {stage: importlib.import_module(f"stages.{stage}.config").Params for stage in STAGES}
     known = {key for config in configs.values() for key in config.model_fields}
@@ -43,14 +52,13 @@ def run_stage(name: str) -> None:
 
 
 def _register(name: str) -> None:
-    # The help of a command is the docstring of the stage's config module, which is cheap to import.
-    text = importlib.import_module(f"stages.{name}.config").__doc__
-
     def command() -> None:
         with one_line_errors():
             run_stage(name)
 
-    app.command(name, help=text)(_explain if name == "explain" else command)
+    help_text = _docstring(f"stages.{name}.config")
+    register = app.command(name, help=help_text, rich_help_panel="Stages, in the order in which data flows")
+    register(_explain if name == "explain" else command)
 
 
 def _explain(
@@ -73,19 +81,15 @@ def _preset(name: Annotated[str | None, typer.Argument(help="Like uhscm_paper/ci
         print("\n".join(presets.names() if name is None else presets.apply(name)))
 
 
-def _register_benchmark() -> None:
-    config = importlib.import_module("stages.benchmark.config")
-
-    @app.command("benchmark", help=config.__doc__)
-    def command(
-        plan: Annotated[Path, typer.Option(help="What is compared.", show_default="plans/scenes.yaml")]
-        = config.DEFAULT_PLAN,
-        workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
-        queue: Annotated[bool, typer.Option("--queue", help="Put it into the queue of DVC experiments.")] = False,
-        collect: Annotated[bool, typer.Option("--collect", help="Report on such experiments.")] = False,
-    ) -> None:
-        with one_line_errors():
-            importlib.import_module("stages.benchmark.stage").run(plan, workers, queue, collect)
+@app.command("benchmark", help=_docstring("stages.benchmark.config"))
+def _benchmark(
+    plan: Annotated[Path | None, typer.Option(help="What is compared.", show_default="plans/scenes.yaml")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
+    queue: Annotated[bool, typer.Option("--queue", help="Put it into the queue of DVC experiments.")] = False,
+    collect: Annotated[bool, typer.Option("--collect", help="Report on such experiments.")] = False,
+) -> None:
+    with one_line_errors():
+        importlib.import_module("stages.benchmark.stage").run(plan, workers, queue, collect)
 
 
 class Terminated(BaseException):
@@ -120,7 +124,7 @@ def one_line_errors() -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
-        code, message = 2, f"out of memory{reason}; free some, or set smaller batch sizes in {PARAMS_FILE}"
+        code, message = 2, f"out of memory{reason}; free some, or set smaller batch sizes in params.yaml"
     else:
         return
     print(f"error: {message}", file=sys.stderr)
@@ -157,7 +161,6 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in STAGES:
         _register(name)
-    _register_benchmark()
     app()
 
 

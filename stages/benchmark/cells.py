@@ -21,6 +21,7 @@ from stages.benchmark.code import digest, files_of, mentions
 from stages.benchmark.config import Settings
 from stages.benchmark.plan import Row, measured_with
 from stages.benchmark.prepare import ARTIFACTS, Prepared, link
+from stages.benchmark.results import QUERY
 from stages.codes import pack, read_codes
 from stages.encode import stage as encode
 from stages.encode.config import Params as EncodeParams
@@ -37,9 +38,6 @@ from stages.tables import write_table
 from stages.train import stage as train
 from stages.train.config import Params as TrainParams
 from stages.train.methods.registry import METHODS as TRAINED
-
-#: Prefix of the columns with the average precision of each query.
-QUERY = "query_ap_"
 
 #: Libraries whose versions may change a result.
 LIBRARIES = ("numpy", "scikit-learn", "scipy", "torch")

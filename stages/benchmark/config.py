@@ -102,3 +102,8 @@ class Plan(Frozen):
             if names.count(name) > 1:
                 raise ValueError(f"has {name!r} twice")
         return entries
+
+
+def spelled(settings: Settings) -> str:
+    """Settings in words, short."""
+    return ", ".join(f"{key.removeprefix('train.')} {value}" for key, value in settings.items()) or "as in params.yaml"

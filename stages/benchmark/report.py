@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from stages.artifacts import Provenance
-from stages.benchmark.search import spelled
+from stages.benchmark.config import spelled
 from stages.benchmark.statistics import FLIPS, LEVEL, Comparison, comparisons, summary
 from stages.evaluate.plots import TITLES
 

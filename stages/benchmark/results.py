@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.artifacts import Provenance
-from stages.benchmark.cells import QUERY
 from stages.errors import InputError
 from stages.tables import read_table, write_table
 
@@ -19,6 +18,8 @@ RESULTS = REPORTS / "results.parquet"
 #: The columns that every row has; metrics stand between the guidance and the seconds.
 FIRST = ("dataset", "protocol", "splits", "method", "bits", "seed", "guidance")
 LAST = ("seconds", "hyperparameters")
+#: Prefix of the columns with the average precision of each query.
+QUERY = "query_ap_"
 
 
 def collect(files: Sequence[Path], metrics: Sequence[str]) -> pa.Table:

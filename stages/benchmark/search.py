@@ -35,7 +35,7 @@ from stages.artifacts import (
 )
 from stages.benchmark.cells import LIBRARIES, quietly_on_one_thread, training_key, trains_on_pixels
 from stages.benchmark.code import digest, files_of
-from stages.benchmark.config import Search, Settings
+from stages.benchmark.config import Search, Settings, spelled
 from stages.benchmark.plan import Row, measured_with
 from stages.benchmark.prepare import ARTIFACTS, Prepared, link, make
 from stages.components.config import Params as ComponentsParams
@@ -268,8 +268,3 @@ def chosen(trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
             raise InputError(f"search.grid.{method}: every trial failed: {entry['trials'][0]['failed']}")
         entry["chosen"] = max(scored, key=lambda found: found["score"])["settings"]
     return result
-
-
-def spelled(settings: Settings) -> str:
-    """Settings in words, short."""
-    return ", ".join(f"{key.removeprefix('train.')} {value}" for key, value in settings.items()) or "as in params.yaml"

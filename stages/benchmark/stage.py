@@ -8,7 +8,7 @@ from typing import Any
 from stages.artifacts import Provenance, library_versions, replacing
 from stages.benchmark import dvc_queue
 from stages.benchmark.cells import LIBRARIES, Cell, is_possible
-from stages.benchmark.config import Plan
+from stages.benchmark.config import DEFAULT_PLAN, Plan
 from stages.benchmark.figures import draw_figures
 from stages.benchmark.plan import read_plan, rows
 from stages.benchmark.prepare import Prepared, prepare
@@ -19,13 +19,13 @@ from stages.benchmark.work import alone, run_missing
 from stages.errors import InputError
 
 
-def run(path: Path, workers: int, queue: bool = False, collected: bool = False) -> None:
-    """Carry out the plan at `path` with so many processes.
+def run(path: Path | None, workers: int, queue: bool = False, collected: bool = False) -> None:
+    """Carry out the plan at `path`, by default the one that comes with the package, with so many processes.
 
     Args:
         queue: put it into DVC's queue of experiments instead; collected: write the reports of such experiments.
     """
-    plan, params = read_plan(path)
+    plan, params = read_plan(path or DEFAULT_PLAN)
     if queue:
         dvc_queue.enqueue(plan)
         return

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_rel
 
-from stages.benchmark.cells import QUERY
+from stages.benchmark.results import QUERY
 
 #: Random sign flips of the test over queries; the smallest p is 1 in one more than that.
 FLIPS = 9999
