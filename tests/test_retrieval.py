@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.codes import pack, unpack
-from stages.evaluate import ranking, retrieval
+from stages.evaluate import retrieval
 from stages.evaluate.average_precision import average_precision, expected_average_precision
 from stages.evaluate.code_statistics import code_statistics
 from stages.evaluate.ranking import hamming_distances, share_label
@@ -96,18 +96,6 @@ def test_codes_agree_with_a_loop_over_queries(bits, chunk_pairs):
     some = within[1] > 0
     np.testing.assert_allclose(result.precision[some], within[0, some] / within[1, some])
     assert np.isnan(result.precision[~some]).all()
-
-
-@pytest.mark.parametrize("bits", [16, 512])
-@pytest.mark.parametrize("block", [1, 7, 59])
-def test_blocks_are_merged_into_one_list(bits, block, monkeypatch):
-    """Such as those of a million items."""
-    task = random_task(np.random.default_rng(0), bits=bits)
-    expected = evaluate_codes(*task, CUTOFFS, (1, 7))
-    monkeypatch.setattr(ranking, "BLOCK", block)
-    found = evaluate_codes(*task, CUTOFFS, (1, 7))
-    assert metrics_dict(found) == metrics_dict(expected)
-    np.testing.assert_array_equal(found.precision, expected.precision)
 
 
 def test_results_do_not_depend_on_the_number_of_cores(monkeypatch):

@@ -14,9 +14,9 @@ from stages.evaluate.ranking import CodeRanking, VectorRanking
 from stages.progress import track
 from stages.workers import cores, run_threads
 
-#: Pairs of a query and an item that a thread ranks before it says so, and scores that are held at a time; at least one
-#: query's.
-_CHUNK_PAIRS = 1 << 21
+#: Pairs of a query and an item that are ranked at a time, at least one query's: codes so that they stay in a core's
+#: cache, vectors so that the product of matrices has some rows.
+_CODE_PAIRS, _VECTOR_PAIRS = 1 << 18, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def evaluate_codes(
     database_labels: np.ndarray,
     cutoffs: Sequence[int],
     precision_at: Sequence[int],
-    chunk_pairs: int = _CHUNK_PAIRS,
+    chunk_pairs: int = _CODE_PAIRS,
 ) -> Retrieval:
     """All metrics of Hamming ranking; on all cores.
 
@@ -82,20 +82,18 @@ def evaluate_codes(
         ValueError: there are no queries or no database.
     """
     pooled = _PooledRanking(len(query_codes), len(database_codes), cutoffs, precision_at)
-    ranking = CodeRanking(query_codes, database_codes, query_labels, database_labels)
+    chunks = _chunks(len(query_codes), len(database_codes), chunk_pairs)
+    at_once = min(chunks[0].stop, len(query_codes))
+    ranking = CodeRanking(query_codes, database_codes, query_labels, database_labels, at_once)
     items, hits = (np.empty((len(query_codes), ranking.radii), np.int64) for _ in range(2))
 
     def rank(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        lists = []
-        for row in range(*rows.indices(len(query_codes))):
-            ranks, items[row], hits[row] = ranking.rank(row)
-            lists.append(ranks)
+        lists, items[rows], hits[rows] = ranking.rank(rows)
         return pooled.sums(lists)
 
     def expect(rows: slice) -> np.ndarray:
         return expected_average_precision(items[rows], hits[rows], pooled.cutoffs)
 
-    chunks = _chunks(len(query_codes), len(database_codes), chunk_pairs)
     for sums in track(run_threads(rank, chunks, cores()), "ranking", len(chunks)):
         pooled.add(sums)
     items, hits = np.diff(items, prepend=0), np.diff(hits, prepend=0)
@@ -123,7 +121,7 @@ def evaluate_vectors(
     database_labels: np.ndarray,
     cutoffs: Sequence[int],
     precision_at: Sequence[int],
-    chunk_pairs: int = _CHUNK_PAIRS,
+    chunk_pairs: int = _VECTOR_PAIRS,
 ) -> Retrieval:
     """The metrics of ranking by cosine, through the same code; equal scores in database order.
 
