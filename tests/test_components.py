@@ -10,22 +10,23 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
+from stages import device
 from stages.artifacts import COMPONENTS, FEATURES, PROVENANCE_KEY, Provenance
 from stages.components.artifact import read_components
 from stages.components.config import Params
+from stages.components.density import Mixture
 from stages.components.mixture import (
-    Mixture,
     assign,
     coarse_assignment,
     coarse_level,
-    cooccurrence,
     fine_assignment,
     fit_mixture,
-    regularisation,
+    membership,
     responsibilities,
     sign,
 )
-from stages.components.stage import run
+from stages.components.reduction import regularisation
+from stages.components.stage import run, where
 from stages.errors import InputError
 from stages.params import parse
 
@@ -69,8 +70,8 @@ def test_the_fit_is_that_of_scikit_learn() -> None:
     model = GaussianMixture(
         5, covariance_type="diag", init_params="k-means++", max_iter=40, reg_covar=1e-3, random_state=3
     ).fit(rows)
-    np.testing.assert_array_equal(mixture.means, model.means_)
-    np.testing.assert_array_equal(mixture.variances, model.covariances_)
+    np.testing.assert_allclose(mixture.means, model.means_, rtol=1e-9)
+    np.testing.assert_allclose(mixture.variances, model.covariances_, rtol=1e-9)
     assert (mixture.converged, mixture.iterations) == (model.converged_, model.n_iter_)
     assert mixture.log_likelihood == pytest.approx(model.lower_bound_)
     assert mixture.weights.sum() == pytest.approx(1)
@@ -215,14 +216,19 @@ def test_assignments() -> None:
     np.testing.assert_allclose(coarse, [[fine[0, 1], fine[0, 0] + fine[0, 2], 0], [0, 1, 0]])
 
 
-def test_cooccurrence_is_the_mean_of_joint_responsibilities() -> None:
-    posterior = np.random.default_rng(0).dirichlet(np.ones(3), 7)
-    expected = np.mean([np.outer(row, row) for row in posterior], axis=0)
-    found = cooccurrence(posterior)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    np.testing.assert_allclose(found, found.T)
-    assert found.sum() == pytest.approx(1)
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+def test_what_is_kept_of_the_responsibilities_is_that_of_all_of_them(assignment: str) -> None:
+    rows = blobs(3000).astype(np.float32)  # several chunks
+    mixture = fit_mixture(rows, 7, seed=0, iterations=3)
+    posterior = assign(rows, mixture, assignment).astype(np.float64)
+    kept = membership(rows, mixture, assignment, 3)
+    assert (kept.index.dtype, kept.value.dtype, kept.cooccurrence.dtype) == (np.int32, np.float32, np.float32)
+    np.testing.assert_allclose(kept.value, -np.sort(-posterior, axis=1)[:, :3], atol=1e-6)
+    np.testing.assert_allclose(kept.value, np.take_along_axis(posterior, kept.index, axis=1), atol=1e-6)
+    assert all(len(set(row)) == 3 for row in kept.index.tolist())
+    expected = np.einsum("nk,nl->kl", posterior, posterior) / len(rows)
+    np.testing.assert_allclose(kept.cooccurrence, expected, atol=1e-6)
+    assert kept.cooccurrence.sum() == pytest.approx(1, rel=1e-5)
 
 
 def test_regularisation_is_a_share_of_the_largest_variance() -> None:
@@ -259,6 +265,9 @@ def test_the_coarse_level_groups_near_means() -> None:
         ("reg_covar", 0.0, "components.reg_covar"),
         ("mixture", "k-means", "components.mixture: 'k-means' is not allowed: input should be 'gaussian' or 'kmeans'"),
         ("assignment", "half", "components.assignment: 'half' is not allowed: input should be 'soft' or 'hard'"),
+        ("covariance", "tied", "'tied' is not allowed: input should be 'diagonal', 'spherical' or 'full'"),
+        ("batch", 7, "batch (7) must be at least fine (8), or null"),
+        ("batch", 0, "components.batch"),
         ("seed", -1, "seed"),
         ("seed", 2**32, "seed"),
     ],
@@ -270,10 +279,10 @@ def test_bad_parameters_are_named(key: str, value: object, message: str) -> None
 
 def params(seed: int = 0, **changes: object) -> Params:
     section = {
-        "mixture": "gaussian", "assignment": "soft", "fine": 8, "coarse": 3, "pca": 6, "iterations": 50,
-        "reg_covar": 1e-4, "top": 3, **changes,
+        "mixture": "gaussian", "covariance": "diagonal", "assignment": "soft", "fine": 8, "coarse": 3, "pca": 6,
+        "iterations": 50, "batch": None, "reg_covar": 1e-4, "top": 3, **changes,
     }  # fmt: skip
-    return parse(Params, {"seed": seed, "components": section})
+    return parse(Params, {"seed": seed, "device": "cpu", "components": section})
 
 
 ORIGIN = Provenance("extract", "d" * 64, "e" * 64)
@@ -382,6 +391,42 @@ def test_components_that_do_not_say_how_they_were_made_are_refused(here: Path) -
         file.attrs[PROVENANCE_KEY] = Provenance("components", ORIGIN.dataset, ORIGIN.model).to_json()
     with pytest.raises(InputError, match=r"data/components\.h5: does not say how .*`dvc repro components`"):
         _ = read_components().options
+
+
+@pytest.mark.parametrize("covariance", ["spherical", "full"])
+def test_other_covariances_are_stored(here: Path, covariance: str) -> None:
+    run(params(covariance=covariance, reg_covar=0.01))
+    with h5py.File(COMPONENTS) as file:
+        variances = file["variances"][:]
+    if covariance == "full":
+        assert variances.shape == (8, 6, 6)
+        np.testing.assert_array_equal(variances, variances.transpose(0, 2, 1))
+        assert np.abs(variances[:, ~np.eye(6, dtype=bool)]).max() > 1e-4
+    else:
+        np.testing.assert_array_equal(variances, np.tile(variances[:, :1], 6))
+    assert read_components().options.covariance == covariance
+
+
+@pytest.mark.parametrize("mixture", ["gaussian", "kmeans"])
+def test_batches_are_reached_by_a_parameter(here: Path, mixture: str) -> None:
+    """They fit another mixture, of nearly the same likelihood."""
+    found = []
+    for batch in (None, 50, 1000):
+        run(params(mixture=mixture, batch=batch, reg_covar=0.05))
+        with h5py.File(COMPONENTS) as file:
+            found.append((file["means"][:], file.attrs["log_likelihood"]))
+    assert not np.array_equal(found[0][0], found[1][0])
+    assert found[1][1] == pytest.approx(found[0][1], abs=0.5)
+    np.testing.assert_array_equal(found[0][0], found[2][0])  # a batch of all images is all of them
+
+
+def test_a_gpu_is_looked_for_where_the_work_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "resolve_device", lambda name: f"found for {name}")
+    section = params().components.model_dump()
+    auto, cuda = (parse(Params, {"seed": 0, "device": name, "components": section}) for name in ("auto", "cuda"))
+    assert where(params(), 10**9) == "cpu"
+    assert (where(auto, 10**6), where(auto, 10**8)) == ("cpu", "found for auto")
+    assert where(cuda, 10) == "found for cuda"
 
 
 def test_more_responsibilities_than_components_are_all_of_them(here: Path) -> None:

@@ -40,7 +40,7 @@ from stages.codes import read_codes, unpack
 from stages.components import stage as components
 from stages.components.artifact import read_components
 from stages.components.config import Params as ComponentsParams
-from stages.components.mixture import Mixture
+from stages.components.density import Mixture
 from stages.evaluate.reports import read_report
 from stages.explain import figures, survey
 from stages.explain.bits import BitMoments, Profile, hamming, likeness, strongest

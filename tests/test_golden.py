@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from stages.components.density import Mixture
 from stages.components.mixture import (
-    Mixture,
     coarse_assignment,
     coarse_level,
     fine_assignment,

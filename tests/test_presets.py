@@ -29,7 +29,7 @@ RELEASED: dict[str, dict[str, Any]] = {
     },
     "dsch_paper": {
         "train.batch_size": 15, "train.epochs": 10, "train.dsch.round": 1, "train.lr": 0.0005, "components.fine": 1000,
-        "components.reg_covar": 10**-6, "components.coarse": 100,
+        "components.reg_covar": 10**-6, "components.coarse": 100, "components.covariance": "full",
         "train.dsch.fine": 0.1, "train.dsch.coarse": 0.1, "train.dsch.temperature": 1.0,
         "train.epsilon": 1.0, "train.schedule": "staircase", "train.weight_decay": 0.0, "method": "dsch",
         "train.network": "backbone", "train.backbone.image_size": 224, "train.backbone.lr_pretrained": 1.0,

@@ -65,7 +65,7 @@ def run_similarity() -> None:
 
 def run_components(**changes: Any) -> None:
     section = {**DEFAULTS["components"], "fine": 6, "coarse": 2, "pca": 5, "iterations": 20, "top": 4, **changes}
-    components.run(parse(ComponentsParams, {"seed": 0, "components": section}))
+    components.run(parse(ComponentsParams, {"seed": 0, "device": "cpu", "components": section}))
 
 
 def write_training_inputs() -> None:

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from stages.artifacts import COMPONENTS, CONCEPTS, Provenance, damaged
 from stages.components.artifact import read_components
-from stages.components.mixture import Assignment, Mixture, assign
+from stages.components.density import Mixture
+from stages.components.mixture import Assignment, assign
 from stages.mine.concepts import mine_distribution
 from stages.mine.leakage import label_matches
 from stages.scenes.catalogue import GROUPS, group_of
@@ -83,7 +84,8 @@ def read_semantics(like: Provenance, path: Path) -> Semantics:
             )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise damaged(COMPONENTS, error) from None
-    if means.shape != variances.shape or means.shape != (len(components.weights), len(pca_axes)) or (
+    shapes = (means.shape, (*means.shape, means.shape[-1]))  # full covariances are matrices
+    if variances.shape not in shapes or means.shape != (len(components.weights), len(pca_axes)) or (
         pca_axes.shape[1:] != pca_mean.shape
     ):
         raise damaged(COMPONENTS, "has means, variances and PCA of shapes that do not fit")

@@ -8,16 +8,17 @@ from torch import Tensor
 
 from stages.components.artifact import Components
 from stages.components.config import Components as Options
+from stages.components.density import Mixture
+from stages.components.em import given, maximise
 from stages.components.mixture import (
-    Mixture,
     assign,
     coarse_assignment,
     coarse_level,
     fine_assignment,
     fit_mixture,
-    regularisation,
     sign,
 )
+from stages.components.reduction import regularisation
 
 #: EM iterations of one E-step; it starts from the components of the round before.
 ITERATIONS = 20
@@ -42,16 +43,10 @@ class CodeComponents:
     coarse_centres: Tensor
 
 
-def _moments(codes: np.ndarray, posterior: np.ndarray, share: float) -> Mixture:
-    """The mixture in code space that the responsibilities (n, m1) imply for codes (n, K): one M-step of EM.
-
-    Args:
-        share: of the codes' largest variance, added to every variance.
-    """
-    mass = posterior.sum(axis=0) + 1e-9  # a component may have lost all its images
-    means = posterior.T @ codes / mass[:, None]
-    variances = np.maximum(posterior.T @ codes**2 / mass[:, None] - means**2, 0) + regularisation(codes, share)
-    return Mixture(mass / mass.sum(), means, variances)
+def _implied(codes: np.ndarray, posterior: np.ndarray, options: Options) -> Mixture:
+    """The mixture in code space that the responsibilities (n, m1) imply for codes (n, K): one M-step of EM."""
+    moments = given(codes, posterior, options.covariance)
+    return maximise(moments, options.covariance, regularisation(codes, options.reg_covar))
 
 
 def _components(posterior: np.ndarray, mixture: Mixture, labels: np.ndarray, coarse_means: np.ndarray,
@@ -66,7 +61,7 @@ def _components(posterior: np.ndarray, mixture: Mixture, labels: np.ndarray, coa
 
 def first_components(codes: Tensor, first: Components) -> CodeComponents:
     """Components of the features, their centres placed among the codes (n, K) that the network has by now."""
-    mixture = _moments(codes.cpu().double().numpy(), first.posterior.astype(np.float64), first.options.reg_covar)
+    mixture = _implied(codes.cpu().numpy(), first.posterior, first.options)
     n_coarse = int(first.coarse_labels.max()) + 1
     one_hot = np.eye(n_coarse)[first.coarse_labels]
     coarse_means = one_hot.T @ mixture.means / np.maximum(one_hot.sum(axis=0), 1)[:, None]
@@ -79,12 +74,12 @@ def e_step(codes: Tensor, before: CodeComponents, options: Options, seed: int) -
     Args:
         options: how the components of the features were made; those of the codes are of the same kind.
     """
-    rows = codes.cpu().double().numpy()
-    start = _moments(rows, before.posterior.cpu().double().numpy(), options.reg_covar)
+    rows, device = codes.cpu().numpy(), str(codes.device)
+    start = _implied(rows, before.posterior.cpu().numpy(), options)
     mixture = fit_mixture(
         rows, len(start.weights), seed=seed, iterations=ITERATIONS, reg_covar=regularisation(rows, options.reg_covar),
-        start=start, kind=options.mixture,
+        start=start, kind=options.mixture, covariance=options.covariance, batch=options.batch, device=device,
     )  # fmt: skip
-    posterior = assign(rows, mixture, options.assignment)
+    posterior = assign(rows, mixture, options.assignment, device)
     hierarchy = coarse_level(mixture.means, len(before.coarse_prior), seed)
     return _components(posterior, mixture, hierarchy.labels, hierarchy.centres, codes.device)
