@@ -12,6 +12,7 @@ from sklearn.mixture import GaussianMixture
 
 from stages import device
 from stages.artifacts import COMPONENTS, FEATURES, PROVENANCE_KEY, Provenance
+from stages.components import stage
 from stages.components.artifact import read_components
 from stages.components.config import Params
 from stages.components.density import Mixture
@@ -26,8 +27,9 @@ from stages.components.mixture import (
     sign,
 )
 from stages.components.reduction import regularisation
-from stages.components.stage import run, where
+from stages.components.stage import reduce, run, where
 from stages.errors import InputError
+from stages.features import Features
 from stages.params import parse
 
 
@@ -297,6 +299,13 @@ def write_features(images: np.ndarray, train_id: np.ndarray) -> None:
         file["train/views"], file["train/id"] = rows[train_id][None].astype(np.float16), train_id
 
 
+def features_of(train_id: np.ndarray) -> np.ndarray:
+    """Unit rows float64 of the training images, as they are stored."""
+    with h5py.File(FEATURES) as file:
+        images = file["image/features"][:][train_id].astype(np.float64)
+    return images / np.linalg.norm(images, axis=1, keepdims=True)
+
+
 TRAIN_ID = np.arange(0, 200, 2)
 
 
@@ -328,10 +337,7 @@ def test_the_stage_writes_the_hierarchy(here: Path) -> None:
     np.testing.assert_array_equal(arrays["train/id"], TRAIN_ID)
 
     # Everything in it hangs together: the features, reduced, have these responsibilities in this mixture.
-    with h5py.File(FEATURES) as file:
-        images = file["image/features"][:][TRAIN_ID].astype(np.float64)
-    images /= np.linalg.norm(images, axis=1, keepdims=True)
-    reduced = (images - arrays["pca/mean"]) @ arrays["pca/components"].T
+    reduced = (features_of(TRAIN_ID) - arrays["pca/mean"]) @ arrays["pca/components"].T
     mixture = Mixture(*(arrays[name].astype(np.float64) for name in ("weights", "means", "variances")))
     posterior, _ = responsibilities(reduced, mixture)
     index, value = arrays["responsibilities/index"], arrays["responsibilities/value"]
@@ -356,10 +362,8 @@ def test_regularisation_makes_components_soft(here: Path, mixture: str) -> None:
     shares = []
     for share in (1e-4, 0.1):
         run(params(reg_covar=share, mixture=mixture))
-        with h5py.File(COMPONENTS) as file, h5py.File(FEATURES) as features:
-            images = features["image/features"][:][TRAIN_ID].astype(np.float64)
-            images /= np.linalg.norm(images, axis=1, keepdims=True)
-            reduced = (images - file["pca/mean"][:]) @ file["pca/components"][:].T
+        with h5py.File(COMPONENTS) as file:
+            reduced = (features_of(TRAIN_ID) - file["pca/mean"][:]) @ file["pca/components"][:].T
             assert file["variances"][:].min() >= 0.999 * share * reduced[:, 0].var()
             shares.append(file["responsibilities/value"][:, 0].mean())
     assert shares[0] > shares[1] + 0.05  # of the likeliest component
@@ -405,6 +409,22 @@ def test_other_covariances_are_stored(here: Path, covariance: str) -> None:
     else:
         np.testing.assert_array_equal(variances, np.tile(variances[:, :1], 6))
     assert read_components().options.covariance == covariance
+
+
+def test_the_size_of_the_blocks_that_features_are_read_in_changes_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some blocks are without training images."""
+    train_id = np.concatenate([np.arange(0, 60, 2), np.arange(120, 200, 3)])
+    write_features(blobs(200, 12), train_id)
+    with Features() as features:
+        axes, whole = reduce(features, 6)
+        monkeypatch.setattr(stage, "BLOCK", 7)
+        other, parts = reduce(features, 6)
+    np.testing.assert_allclose(other.components, axes.components, atol=1e-6)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    images = features_of(train_id)
+    np.testing.assert_allclose(parts, (images - images.mean(axis=0)) @ axes.components.T, atol=1e-5)
 
 
 @pytest.mark.parametrize("mixture", ["gaussian", "kmeans"])

@@ -224,7 +224,9 @@ def test_the_e_step_finds_the_clusters_of_the_codes(here: Path) -> None:
     before = first_components(codes, read_components())
     posterior = np.full((41, 6), 0.1)
     posterior[np.arange(41), group] = 0.5
-    before = type(before)(**{**vars(before), "posterior": torch.tensor(posterior, dtype=torch.float32)})
+    fine = torch.tensor(fine_assignment(posterior), dtype=torch.float32)
+    before = type(before)(**{**vars(before), "fine": fine})
+    torch.testing.assert_close(before.posterior, torch.tensor(posterior / posterior.sum(axis=1, keepdims=True)).float())
     options = read_components().options
     after = e_step(codes, before, options, seed=0)
     np.testing.assert_array_equal(after.posterior.argmax(dim=1), group)

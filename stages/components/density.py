@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
 from stages.errors import InputError
@@ -139,7 +140,7 @@ def unfit(reason: str) -> InputError:
 
 
 class Densities:
-    """The densities of a mixture, or with `hard` the likeliest component alone, on the cores of the CPU.
+    """The densities of a mixture, on the cores of the CPU.
 
     Args:
         dtype: precision of the products; None: single where its rounding errors are tolerated, double elsewhere.
@@ -149,7 +150,7 @@ class Densities:
     entries, most_rows = CPU_ENTRIES, MOST_ROWS
 
     def __init__(
-        self, mixture: Mixture, covariance: Covariance, *, dtype: type | None = None, hard: bool = False,
+        self, mixture: Mixture, covariance: Covariance, *, dtype: type | None = None,
         centre: np.ndarray | None = None, device: str = "cpu",
     ) -> None:  # fmt: skip
         self.centre = mixture.centre if centre is None else centre
@@ -158,7 +159,7 @@ class Densities:
             dtype = np.float32 if magnitude * np.finfo(np.float32).eps < TOLERATED else np.float64
         if not magnitude * np.finfo(dtype).eps < 1:
             raise unfit("a variance is too small for the numbers of the machine")
-        self.covariance, self.hard, self.device, self.dtype = covariance, hard, device, dtype
+        self.covariance, self.device, self.dtype = covariance, device, dtype
         self.coefficients = found.astype(dtype)
         self.rows = max(FEWEST_ROWS, min(self.most_rows, self.entries // max(found.shape)))
 
@@ -170,16 +171,15 @@ class Densities:
     def _relative(self, rows: np.ndarray) -> np.ndarray:
         return np.subtract(rows, self.centre, dtype=np.float64).astype(self.dtype)
 
+    def _joint(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """f(X) (n, F), log joint densities (n, m1)."""
+        features = quadratic(self._relative(rows), self.covariance)
+        return features, features @ self.coefficients.T
+
     def _weighted(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """f(X) (n, F), responsibilities (n, m1) that are not yet scaled, their sums (n, 1), log-densities (n,)."""
-        features = quadratic(self._relative(rows), self.covariance)
-        joint = features @ self.coefficients.T
+        features, joint = self._joint(rows)
         largest = joint.max(axis=1, keepdims=True)
-        if self.hard:
-            likeliest = joint.argmax(axis=1)
-            joint[:] = 0
-            joint[np.arange(len(joint)), likeliest] = 1
-            return features, joint, np.ones_like(largest), largest[:, 0]
         joint -= largest
         np.exp(joint, out=joint)
         total = joint.sum(axis=1, keepdims=True)
@@ -190,6 +190,13 @@ class Densities:
         features, joint, total, log_density = self._weighted(rows)
         features /= total  # far fewer than the responsibilities
         return float(log_density.sum(dtype=np.float64)), joint.T @ features
+
+    def likeliest(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
+        """The same when every row belongs to its likeliest component alone; its log joint density is the likelihood."""
+        features, joint = self._joint(rows)
+        component, each = joint.argmax(axis=1), np.arange(len(rows))
+        one_hot = csr_array((np.ones(len(rows), self.dtype), (component, each)), (len(self.coefficients), len(rows)))
+        return float(joint[each, component].sum(dtype=np.float64)), one_hot @ features
 
     def responsibilities(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
         """Total log-likelihood of rows (n, d), and R (n, m1)."""
@@ -211,7 +218,7 @@ class DeviceDensities(Densities):
         super().__init__(*args, device=device, dtype=dtype, **options)
         self._torch, self._on_device = torch, torch.from_numpy(self.coefficients).to(device)
 
-    def _weighted(self, rows: np.ndarray) -> tuple[Any, Any, Any, Any]:
+    def _joint(self, rows: np.ndarray) -> tuple[Any, Any]:
         torch = self._torch
         x = torch.from_numpy(self._relative(rows)).to(self.device)
         if self.covariance == "full":
@@ -222,10 +229,11 @@ class DeviceDensities(Densities):
             if self.covariance == "spherical":
                 products = products.sum(dim=1, keepdim=True)
         features = torch.cat([products, x, torch.ones_like(x[:, :1])], dim=1)
-        joint = features @ self._on_device.T
-        largest, likeliest = joint.max(dim=1, keepdim=True)
-        if self.hard:
-            return features, joint.zero_().scatter_(1, likeliest, 1), torch.ones_like(largest), largest[:, 0]
+        return features, features @ self._on_device.T
+
+    def _weighted(self, rows: np.ndarray) -> tuple[Any, Any, Any, Any]:
+        features, joint = self._joint(rows)
+        largest = joint.amax(dim=1, keepdim=True)
         joint.sub_(largest).exp_()
         total = joint.sum(dim=1, keepdim=True)
         return features, joint, total, (largest + total.log())[:, 0]
@@ -235,19 +243,24 @@ class DeviceDensities(Densities):
         features.div_(total)
         return float(log_density.cpu().double().sum()), (joint.T @ features).cpu().numpy()
 
+    def likeliest(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
+        features, joint = self._joint(rows)
+        largest, component = joint.max(dim=1, keepdim=True)
+        joint.zero_().scatter_(1, component, 1)  # a product adds up in the same order every time
+        return float(largest.cpu().double().sum()), (joint.T @ features).cpu().numpy()
+
     def responsibilities(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
         _, joint, total, log_density = self._weighted(rows)
         return float(log_density.cpu().double().sum()), joint.div_(total).cpu().numpy()
 
 
 def densities(
-    rows: np.ndarray, mixture: Mixture, covariance: Covariance, *, device: str, hard: bool = False,
-    centre: np.ndarray | None = None,
+    rows: np.ndarray, mixture: Mixture, covariance: Covariance, *, device: str, centre: np.ndarray | None = None
 ) -> Densities:  # fmt: skip
     """The densities of a mixture on a device, in no less than the precision of the rows."""
     kind = Densities if device == "cpu" else DeviceDensities
     dtype = np.float64 if rows.dtype == np.float64 else None
-    return kind(mixture, covariance, dtype=dtype, hard=hard, centre=centre, device=device)
+    return kind(mixture, covariance, dtype=dtype, centre=centre, device=device)
 
 
 def one_thread() -> AbstractContextManager[Any]:
@@ -258,7 +271,7 @@ def one_thread() -> AbstractContextManager[Any]:
 def chunk_by_chunk(of: Densities, work: Callable[[np.ndarray], R], rows: np.ndarray) -> Iterator[R]:
     """``work(chunk)`` for chunks of the rows, in order; within :func:`one_thread`."""
     chunks = [rows[start : start + of.rows] for start in range(0, len(rows), of.rows)]
-    if of.workers == 1 or len(chunks) == 1:
+    if of.workers == 1 or len(rows) * len(of.coefficients) <= 2 * of.entries:  # for so little, threads take longer
         yield from map(work, chunks)
     else:
         yield from run_threads(work, chunks, of.workers)

@@ -68,9 +68,9 @@ def expect(
     Raises:
         InputError: the likelihood is not finite, or the mixture is none.
     """
-    of = densities(rows, mixture, covariance, device=device, hard=hard, centre=centre)
+    of = densities(rows, mixture, covariance, device=device, centre=centre)
     total, sums = 0.0, np.zeros(of.coefficients.shape)
-    for log_likelihood, part in chunk_by_chunk(of, of.moments, rows):
+    for log_likelihood, part in chunk_by_chunk(of, of.likeliest if hard else of.moments, rows):
         total += log_likelihood
         sums += part
     if not np.isfinite(total):
@@ -139,9 +139,9 @@ def _positive(matrices: np.ndarray, reg_covar: float) -> np.ndarray:
 
 def fit(
     rows: np.ndarray, start: Mixture, covariance: Covariance, *, iterations: int, reg_covar: float,
-    device: str = "cpu", report: Report = lambda _: None,
+    device: str = "cpu", report: Report = lambda _: None, tolerance: float = TOLERANCE,
 ) -> Mixture:  # fmt: skip
-    """EM over all rows (n, d) from `start`.
+    """EM over all rows (n, d) from `start`, until the mean log-likelihood a row gains less than `tolerance`.
 
     The likelihood never falls, with one exception. Since the regularisation makes the M-step inexact, a step may lower
     it: then the step is not taken, and EM has converged. The exception are components that are moved, each once at
@@ -162,7 +162,7 @@ def fit(
                 return replace(kept, log_likelihood=previous, converged=True, iterations=reached,
                                reseeded=int(moved.sum()))  # fmt: skip
             kept, mixture = mixture, maximise(moments, covariance, reg_covar)
-            converged = found - previous < TOLERANCE
+            converged = found - previous < tolerance
             poor = moments.sums[:, -1] < DEAD
             if converged:
                 poor |= _collapsed(mixture, moments.sums[:, -1], reg_covar)

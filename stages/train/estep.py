@@ -29,18 +29,21 @@ class CodeComponents:
     """Components as the M-step needs them, tensors on the training device.
 
     Attributes:
-        posterior: (n, m1) responsibilities.
-        fine: (n, m1) unit rows (P1); coarse: (n, m2) (P2).
+        fine: (n, m1) unit rows (P1), the only array of this size that is kept; coarse: (n, m2) (P2).
         fine_prior, coarse_prior: (m1,), (m2,), sum 1; fine_centres, coarse_centres: (m1, K), (m2, K) in {-1, +1}.
     """
 
-    posterior: Tensor
     fine: Tensor
     coarse: Tensor
     fine_prior: Tensor
     coarse_prior: Tensor
     fine_centres: Tensor
     coarse_centres: Tensor
+
+    @property
+    def posterior(self) -> Tensor:
+        """Responsibilities (n, m1): the rows of P1, scaled to sum 1."""
+        return self.fine / self.fine.sum(dim=1, keepdim=True)
 
 
 def _implied(codes: np.ndarray, posterior: np.ndarray, options: Options) -> Mixture:
@@ -53,7 +56,7 @@ def _components(posterior: np.ndarray, mixture: Mixture, labels: np.ndarray, coa
                 device: torch.device) -> CodeComponents:  # fmt: skip
     fine, n_coarse = fine_assignment(posterior), len(coarse_means)
     arrays = (
-        posterior, fine, coarse_assignment(fine, labels, n_coarse), mixture.weights,
+        fine, coarse_assignment(fine, labels, n_coarse), mixture.weights,
         np.full(n_coarse, 1 / n_coarse), sign(mixture.means), sign(coarse_means),
     )  # fmt: skip
     return CodeComponents(*(torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays))
