@@ -558,6 +558,20 @@ def test_components_that_do_not_fit_are_one_line(here, capsys):
     assert "shapes that do not fit" in error(capsys, lambda: run(Params()))
 
 
+def test_full_covariances_are_read(here):
+    """Diagonal ones, written as matrices, mean the same."""
+    with Features() as features:
+        images = features.images()
+    diagonal = semantics().fine(images)
+    with h5py.File(COMPONENTS, "a") as file:
+        variances = file["variances"][:]
+        del file["variances"]
+        file["variances"] = variances[:, :, None] * np.eye(variances.shape[1])
+    full = semantics()
+    assert full.mixture.form == "full"
+    np.testing.assert_allclose(full.fine(images), diagonal, atol=1e-9)
+
+
 # ---- the command
 
 
