@@ -181,18 +181,20 @@ def fit_batches(
 ) -> Mixture:  # fmt: skip
     """EM over random batches of rows (n, d), which may be mapped from a file, from `start`: for very many rows.
 
-    Each batch moves the running moments part of the way to its own, and the mixture follows. A pass over all rows is an
-    iteration, and the last one is a step of EM over all rows; the likelihood of the others is that of batches before
-    they are learnt from, which need not rise from one to the next. Components that are dead, or have collapsed, are
-    moved after a pass as in :func:`fit`.
+    The first iteration is over all rows: batches alone would make the first components from a few rows each, and stay
+    with them. Then each batch moves the running moments part of the way to its own, and the mixture follows; a pass
+    over all rows counts as an iteration. The last one is over all rows again. The likelihood of a pass is that of its
+    batches before they are learnt from, and need not rise. Components that are dead, or have collapsed, are moved after
+    an iteration as in :func:`fit`.
     """
-    n, rng, mixture, centre = len(rows), np.random.default_rng(seed), start, start.centre
-    running = _implied(start, covariance, n, centre, reg_covar)
-    previous, reached, step, converged = -np.inf, 0, 0, False
-    moved = np.zeros(len(start.weights), bool)
+    n, rng, centre = len(rows), np.random.default_rng(seed), start.centre
+    moved, step, reached, converged = np.zeros(len(start.weights), bool), 0, 1, False
     with one_thread():
+        moments = expect(rows, start, covariance, device=device)
+        report(previous := moments.log_likelihood / n)
+        mixture = maximise(moments, covariance, reg_covar)
+        running = _implied(mixture, covariance, n, centre, reg_covar)
         while reached < iterations - 1 and not converged:
-            reached += 1
             total = 0.0
             for part in np.array_split(rng.permutation(n), max(1, n // batch)):
                 moments = expect(rows[np.sort(part)], mixture, covariance, device=device, centre=centre)
@@ -201,20 +203,20 @@ def fit_batches(
                 running = (1 - rate) * running + rate * n / len(part) * moments.sums
                 mixture = maximise(Moments(running, centre, n), covariance, reg_covar)
                 step += 1
-            found = total / n
-            report(found)
-            converged, previous = found - previous < TOLERANCE, found
+            report(found := total / n)
+            converged, previous, reached = found - previous < TOLERANCE, found, reached + 1
             mass = running[:, -1]
             poor = (mass < DEAD) | _collapsed(mixture, mass, reg_covar)
             mixture, now = _reseeded(mixture, poor & ~moved, n, reg_covar)
             if now.any():
                 moved |= now
                 running, converged = _implied(mixture, covariance, n, centre, reg_covar), False
-        moments = expect(rows, mixture, covariance, device=device)
-        report(moments.log_likelihood / n)
-        mixture = maximise(moments, covariance, reg_covar)
-    return replace(mixture, log_likelihood=moments.log_likelihood / n, converged=bool(converged),
-                   iterations=reached + 1, reseeded=int(moved.sum()))  # fmt: skip
+        if reached < iterations:
+            moments = expect(rows, mixture, covariance, device=device)
+            report(previous := moments.log_likelihood / n)
+            mixture, reached = maximise(moments, covariance, reg_covar), reached + 1
+    return replace(mixture, log_likelihood=previous, converged=bool(converged), iterations=reached,
+                   reseeded=int(moved.sum()))  # fmt: skip
 
 
 def _implied(mixture: Mixture, covariance: Covariance, n: int, centre: np.ndarray, reg_covar: float) -> np.ndarray:
