@@ -185,7 +185,7 @@ def fit_batches(
     with them. Then each batch moves the running moments part of the way to its own, and the mixture follows; a pass
     over all rows counts as an iteration. The last one is over all rows again. The likelihood of a pass is that of its
     batches before they are learnt from, and need not rise. Components that are dead, or have collapsed, are moved after
-    an iteration as in :func:`fit`.
+    a pass of batches as in :func:`fit`.
     """
     n, rng, centre = len(rows), np.random.default_rng(seed), start.centre
     moved, step, reached, converged = np.zeros(len(start.weights), bool), 0, 1, False
