@@ -10,14 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages import tables
 from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, PROVENANCE_KEY, SIMILARITY, Provenance
 from stages.errors import InputError
 from stages.params import parse
+from stages.similarity import neighbours, stage
 from stages.similarity.config import Params
-from stages.similarity.matrix import SimilarityMatrix, nearest_neighbours, read_similarity, similarity_matrix
+from stages.similarity.matrix import SimilarityMatrix, read_similarity, similarity_matrix
+from stages.similarity.neighbours import NeighbourSearch
 from stages.similarity.stage import run
-from stages.tables import fixed_size_lists, matrix, read_table, write_table
+from stages.tables import fixed_size_lists, matrix, read_matrix, read_table, write_table
 
 
 def distributions(n: int = 50, m: int = 6, seed: int = 0) -> np.ndarray:
@@ -76,6 +77,15 @@ def brute_force(values: np.ndarray, k: int) -> np.ndarray:
     values = values.copy()
     np.fill_diagonal(values, -np.inf)
     return -np.sort(-values, axis=1)[:, :k]
+
+
+def nearest_neighbours(similarity: SimilarityMatrix, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The batches of the search, put together: they follow one another without a gap."""
+    batches = list(NeighbourSearch(similarity, k))
+    ends = [stop for _, stop, _, _ in batches]
+    assert [start for start, _, _, _ in batches] == [0, *ends[:-1]] and ends[-1] == len(similarity.factor)
+    assert [len(rows) for _, _, rows, _ in batches] == [stop - start for start, stop, _, _ in batches]
+    return np.concatenate([rows for _, _, rows, _ in batches]), np.concatenate([values for *_, values in batches])
 
 
 def check_neighbours(rows: np.ndarray, k: int, form: str = "signed") -> None:
@@ -215,10 +225,10 @@ def test_the_dense_layout_has_the_rows_and_nobody_reads_them(
     table, _, _ = read_table(SIMILARITY, {"row": None})
     np.testing.assert_allclose(matrix(table, "row"), dense(mined, "signed"), atol=1e-6)
     read = []
-    original = pq.read_table
-    monkeypatch.setattr(tables.pq, "read_table", lambda *a, **k: read.append(original(*a, **k)) or read[-1])
+    original = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: read.append(k["columns"]) or original(*a, **k))
     similarity, _, _ = read_similarity()
-    assert [table.schema.names for table in read] == [["id", "factor"]]
+    assert read == [["id", "factor"]]
     np.testing.assert_allclose(similarity.block(slice(None)), dense(mined, "signed"), atol=1e-6)
 
 

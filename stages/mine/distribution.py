@@ -1,11 +1,10 @@
 """The concept distributions of the training images, as later stages read them."""
 
 import numpy as np
-import pyarrow as pa
 
 from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, Provenance, damaged
 from stages.features import Features
-from stages.tables import matrix, read_table
+from stages.tables import read_matrix
 
 
 def read_distribution(features: Features) -> tuple[np.ndarray, Provenance]:
@@ -14,8 +13,8 @@ def read_distribution(features: Features) -> tuple[np.ndarray, Provenance]:
     Raises:
         InputError: they are missing, damaged, or of other images or another model.
     """
-    table, made_from, _ = read_table(CONCEPT_DISTRIBUTION, {"id": pa.int64(), "distribution": None})
+    ids, distribution, made_from, _ = read_matrix(CONCEPT_DISTRIBUTION, "distribution")
     made_from.require_same(features.provenance, CONCEPT_DISTRIBUTION, FEATURES)
-    if not np.array_equal(table["id"].to_numpy(), features.train_id):
+    if not np.array_equal(ids, features.train_id):
         raise damaged(CONCEPT_DISTRIBUTION, f"has other training images than {FEATURES}")
-    return matrix(table, "distribution"), made_from
+    return distribution, made_from

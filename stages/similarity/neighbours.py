@@ -1,0 +1,137 @@
+"""The nearest neighbours of each row: exact, or where rows are many, in inverted lists at a measured recall.
+
+Source of the inverted lists: IVF (Sivic and Zisserman, "Video Google", ICCV 2003), as faiss has them: the rows are put
+into the lists of the nearest of some centroids, and a row is compared with those of the lists that are nearest to it.
+"""
+
+import bisect
+import itertools
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+
+from stages.progress import track
+from stages.similarity.matrix import SimilarityMatrix
+
+#: Rows up to which all of them are compared with all.
+EXACT_ROWS = 50_000
+
+#: Least recall of the inverted lists: the share of the neighbours listed that are as similar as the true ones.
+RECALL = 0.99
+
+#: Rows that the recall is measured on. From about 1,600 on faiss multiplies in blocks, five times as fast.
+SAMPLE = 4096
+
+#: Cosines of unit rows that differ by less are the same but for rounding in float32.
+TIE = 1e-6
+
+#: A pair costs in an inverted list about eight times what it costs in a product of matrices. Where a larger share of
+#: the pairs than one in eight is needed, an exact search costs no more.
+DEARER = 8
+
+#: Rows for each centroid that the centroids are made from.
+TRAINED_ON = 64
+
+#: Rows searched for at a time, at most, and values found at a time.
+BATCH, VALUES = 32_768, 4_000_000
+
+
+class NeighbourSearch:
+    """The k most similar other rows of each row, batch by batch.
+
+    It is exact up to `EXACT_ROWS` rows. Beyond, as many of the lists are looked into as a sample of the rows needs for
+    a recall of `RECALL`, by its mean less two standard errors. Where that were more work than comparing all rows with
+    all, that is what is done. The choice draws with a fixed seed: the same rows have the same neighbours.
+
+    Iterating gives (start, stop, rows, similarities): int64 and float32 (stop - start, k), most similar first, the
+    similarities being values of Q.
+
+    Attributes:
+        k: at most n - 1, and 0 where there are no concepts.
+        lists, probed: inverted lists, and how many are looked into for a row; 0 where the search is exact.
+        recall: the mean over the sample; 1 where the search is exact.
+    """
+
+    lists, probed, recall = 0, 0, 1.0
+
+    def __init__(self, similarity: SimilarityMatrix, k: int) -> None:
+        self._similarity = similarity
+        self._factor = np.ascontiguousarray(similarity.factor, dtype=np.float32)
+        n, columns = self._factor.shape
+        self.k = min(k, n - 1) if columns else 0
+        self._index: faiss.IndexIVFFlat | None = None
+        if self.k and n > EXACT_ROWS:
+            self._choose()
+
+    def __iter__(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        n = len(self._factor)
+        # Of equal size: the last one is not so small that another product of matrices rounds it otherwise.
+        edges = np.linspace(0, n, -(-n // min(BATCH, max(SAMPLE, VALUES // (self.k + 1)))) + 1).astype(int).tolist()
+        for start, stop in track(list(itertools.pairwise(edges)), "neighbours"):
+            rows, cosines = self._search(np.arange(start, stop))
+            values = self._similarity.scale * cosines + self._similarity.offset
+            yield start, stop, rows, values.astype(np.float32)
+
+    def metadata(self) -> dict[str, object]:
+        """How the neighbours were found, for the artifact."""
+        if self._index is None:
+            return {"search": "exact"}
+        return {"search": "ivf", "lists": self.lists, "probed": self.probed, "recall": self.recall, "sample": SAMPLE}
+
+    def _choose(self) -> None:
+        """Make the inverted lists, and look into as few as reach the recall; if there are none such, do without."""
+        n, columns = self._factor.shape
+        rng = np.random.default_rng(0)
+        lists = int(2 * n**0.5)
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(columns), columns, lists, faiss.METRIC_INNER_PRODUCT)
+        index.train(self._factor[np.sort(rng.permutation(n)[: TRAINED_ON * lists])])
+        index.max_codes = n // DEARER  # a list of equal rows may be most of them
+        index.add(self._factor)
+        sample = np.sort(rng.permutation(n)[:SAMPLE])
+        needed = self._search(sample)[1][:, -1:] - TIE
+
+        def share(probed: int) -> np.ndarray:
+            index.nprobe = probed
+            return (self._search(sample)[1] >= needed).mean(axis=1)
+
+        def surely(probed: int) -> float:
+            found = share(probed)
+            return found.mean() - 2 * found.std() / len(found) ** 0.5
+
+        self._index = index
+        candidates = range(1, lists // DEARER + 1)
+        place = bisect.bisect_left(candidates, RECALL, key=surely)
+        if place == len(candidates):
+            self._index = None
+            return
+        self.lists, self.probed = lists, candidates[place]
+        self.recall = round(float(share(self.probed).mean()), 5)
+
+    def _search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest other rows (b, k) of the rows `queries` (b,), and their cosines."""
+        vectors = self._factor[queries]
+        if not self.k:
+            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+        if self._index is None:
+            return _others(queries, *_exact(vectors, self._factor, self.k + 1))
+        # List by list, so that the rows of the lists that are looked into stay in the processor's cache.
+        order = np.argsort(self._index.quantizer.assign(vectors, 1)[:, 0], kind="stable")
+        cosines, rows = np.empty((len(queries), self.k + 1), np.float32), np.empty((len(queries), self.k + 1), np.int64)
+        cosines[order], rows[order] = self._index.search(vectors[order], self.k + 1)
+        if len(short := np.flatnonzero(rows[:, -1] < 0)):  # the lists have too few rows
+            cosines[short], rows[short] = _exact(vectors[short], self._factor, self.k + 1)
+        return _others(queries, cosines, rows)
+
+
+def _exact(queries: np.ndarray, factor: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    return faiss.knn(queries, factor, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+def _others(queries: np.ndarray, cosines: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (b, k) found for each of `queries` (b,) other than itself, of k + 1, and their cosines."""
+    own = rows == queries[:, None]
+    # Equal images tie with the row itself, which may then be anywhere in the list, or beyond its end.
+    own[~own.any(axis=1), -1] = True
+    shape = (len(rows), -1)
+    return rows[~own].reshape(shape), cosines[~own].reshape(shape)
