@@ -18,7 +18,7 @@ from stages.errors import InputError
 EMPTY = pa.list_(pa.float32())
 
 #: Rows and bytes that are read at a time where a matrix is not to be in memory twice.
-ROWS, BUFFER = 16_384, 1 << 20
+ROWS, BUFFER = 4096, 1 << 20
 
 
 def fixed_size_lists(matrix: np.ndarray) -> pa.FixedSizeListArray | pa.ListArray:

@@ -3,6 +3,7 @@
 import tracemalloc
 from pathlib import Path
 
+import faiss
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,13 @@ import torch
 from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, PROVENANCE_KEY, SIMILARITY, Provenance
 from stages.errors import InputError
 from stages.params import parse
-from stages.similarity import neighbours, stage
+from stages.similarity import neighbours
+from stages.similarity import stage as similarity_stage
 from stages.similarity.config import Params
 from stages.similarity.matrix import SimilarityMatrix, read_similarity, similarity_matrix
 from stages.similarity.neighbours import NeighbourSearch
 from stages.similarity.stage import run
-from stages.tables import fixed_size_lists, matrix, read_matrix, read_table, write_table
+from stages.tables import fixed_size_lists, matrix, read_table, write_table
 
 
 def distributions(n: int = 50, m: int = 6, seed: int = 0) -> np.ndarray:
@@ -123,6 +125,118 @@ def test_more_neighbours_than_images(k: int) -> None:
 
 def test_neighbours_of_two_images() -> None:
     check_neighbours(distributions(2), 3)
+
+
+# ---- more rows than are compared with all
+
+
+@pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inverted lists from 1,000 rows on."""
+    monkeypatch.setattr(neighbours, "EXACT_ROWS", 1000)
+    monkeypatch.setattr(neighbours, "SAMPLE", 2000)
+
+
+def clustered(n: int = 6400, kinds: int = 60, m: int = 12, seed: int = 0) -> np.ndarray:
+    """Softmax rows (n, m) around those of some kinds of images."""
+    rng = np.random.default_rng(seed)
+    scores = 4 * rng.standard_normal((kinds, m))[rng.integers(0, kinds, n)] + rng.standard_normal((n, m))
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def true_recall(rows: np.ndarray, k: int, found: np.ndarray) -> float:
+    """The share of the neighbours found, over all rows, that are as similar as the true ones; no row is its own."""
+    expected = dense(rows, "cosine")
+    listed = np.take_along_axis(expected, found, axis=1)
+    assert not (found == np.arange(len(rows))[:, None]).any()
+    assert all(len(set(row)) == k for row in found.tolist())
+    np.fill_diagonal(expected, -2)
+    return float((listed >= -np.partition(-expected, k - 1, axis=1)[:, k - 1 : k] - 1e-6).mean())
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_inverted_lists_reach_their_recall(few_are_many: None, k: int) -> None:
+    rows = clustered()
+    similarity = similarity_matrix(rows, "signed")
+    search = NeighbourSearch(similarity, k)
+    assert 1 <= search.probed <= search.lists / 8 and search.recall >= 0.99
+    found, values = nearest_neighbours(similarity, k)
+    assert true_recall(rows, k, found) == pytest.approx(search.recall, abs=0.004)
+    own = np.einsum("nd,nkd->nk", similarity.factor, similarity.factor[found])
+    np.testing.assert_allclose(values, 2 * own - 1, atol=2e-6)
+    assert (np.diff(values, axis=1) <= 0).all()
+
+
+def test_no_more_lists_are_looked_into_than_the_recall_needs(
+    few_are_many: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = [NeighbourSearch(similarity_matrix(clustered(), "cosine"), 20)]
+    for recall in (0.9, 0.5):
+        monkeypatch.setattr(neighbours, "RECALL", recall)
+        needed.append(NeighbourSearch(similarity_matrix(clustered(), "cosine"), 20))
+    assert needed[0].probed > needed[1].probed >= needed[2].probed == 1
+    assert needed[0].recall > needed[1].recall >= needed[2].recall
+
+
+def test_the_same_rows_have_the_same_neighbours(few_are_many: None) -> None:
+    similarity = similarity_matrix(clustered(), "cosine")
+    first, second = nearest_neighbours(similarity, 10), nearest_neighbours(similarity, 10)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if threads > 1 else 2)
+    try:
+        third = nearest_neighbours(similarity, 10)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    for found in zip(first, second, third, strict=True):
+        np.testing.assert_array_equal(found[0], found[1])
+        np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_where_lists_do_not_help_the_search_is_exact(few_are_many: None) -> None:
+    """Rows without any cluster have their neighbours in all lists."""
+    rows = np.random.default_rng(0).dirichlet(np.ones(80), 3000).astype(np.float32)
+    search = NeighbourSearch(similarity_matrix(rows, "cosine"), 20)
+    assert (search.lists, search.probed, search.recall) == (0, 0, 1.0)
+    assert search.metadata() == {"search": "exact"}
+    check_neighbours(rows, 20, "cosine")
+
+
+def test_equal_rows_are_not_all_compared(few_are_many: None) -> None:
+    rows = np.tile(clustered(1), (20_000, 1))
+    search = NeighbourSearch(similarity_matrix(rows, "cosine"), 5)
+    assert search.lists
+    counted = faiss.cvar.indexIVF_stats
+    counted.reset()
+    found = np.concatenate([found for _, _, found, _ in search])
+    assert not (found == np.arange(20_000)[:, None]).any()
+    assert 0 < counted.ndis <= 20_000**2 / 8
+
+
+def test_lists_with_too_few_rows_are_not_the_end(few_are_many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list holds 40 rows, and one is looked into."""
+    monkeypatch.setattr(neighbours, "RECALL", 0.0)
+    similarity = similarity_matrix(clustered(), "cosine")
+    search = NeighbourSearch(similarity, 50)
+    short = search._look_up(np.arange(6400))[0][:, -1] < 0
+    assert short.any() and not short.all()
+    found, values = nearest_neighbours(similarity, 50)
+    assert found.min() >= 0 and all(len(set(row)) == 50 for row in found.tolist())
+    expected = brute_force(dense(similarity.factor, "cosine"), 50)
+    np.testing.assert_allclose(values[short], expected[short], atol=2e-6)
+
+
+def test_batches_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    similarity = similarity_matrix(clustered(500), "signed")
+    whole = nearest_neighbours(similarity, 7)
+    monkeypatch.setattr(neighbours, "BATCH", 60)
+    assert len(list(NeighbourSearch(similarity, 7))) == 9
+    parts = nearest_neighbours(similarity, 7)
+    np.testing.assert_allclose(parts[1], whole[1], atol=2e-6)
+    check_neighbours(clustered(500), 7)
+
+
+# ---- the stage
 
 
 ORIGIN = Provenance("mine", "d" * 64, "e" * 64, params={"tau": 3.0})
@@ -230,6 +344,59 @@ def test_the_dense_layout_has_the_rows_and_nobody_reads_them(
     similarity, _, _ = read_similarity()
     assert read == [["id", "factor"]]
     np.testing.assert_allclose(similarity.block(slice(None)), dense(mined, "signed"), atol=1e-6)
+
+
+def test_whole_rows_are_never_all_in_memory(mined: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where they come in one batch of neighbours nor where in several, which the blocks do not divide."""
+    monkeypatch.setattr(similarity_stage, "DENSE_VALUES", 7 * 50)
+    heights = []
+    original = SimilarityMatrix.block
+    monkeypatch.setattr(SimilarityMatrix, "block", lambda self, rows: heights.append(rows) or original(self, rows))
+    for batch, groups in ((10_000, 8), (20, 9)):
+        monkeypatch.setattr(neighbours, "BATCH", batch)
+        heights.clear()
+        run(params(layout="dense"))
+        assert len(heights) == groups == pq.read_metadata(SIMILARITY).num_row_groups
+        assert all(rows.stop - rows.start <= 7 for rows in heights)
+        table, _, _ = read_table(SIMILARITY, {"id": pa.int64(), "row": None, "factor": None})
+        np.testing.assert_array_equal(table["id"].to_numpy(), np.arange(50) * 3 + 1)
+        np.testing.assert_allclose(matrix(table, "row"), dense(mined, "signed"), atol=1e-6)
+        np.testing.assert_array_equal(matrix(table, "factor"), similarity_matrix(mined, "signed").factor)
+
+
+def test_the_table_says_how_the_neighbours_were_found(
+    mined: np.ndarray, few_are_many: None, capsys: pytest.CaptureFixture
+) -> None:
+    run(params())
+    _, _, extra = read_table(SIMILARITY, {"id": pa.int64()})
+    assert extra["neighbours"] == {"search": "exact"}
+    write_mined(clustered())
+    run(params())
+    _, _, extra = read_table(SIMILARITY, {"id": pa.int64()})
+    search = extra["neighbours"]
+    assert search.keys() == {"search", "lists", "probed", "recall", "sample"} and search["search"] == "ivf"
+    assert 0.99 <= search["recall"] <= 1
+    assert capsys.readouterr().out == (
+        f"similarity: neighbours from {search['probed']} of 160 inverted lists, recall {search['recall']}\n"
+    )
+
+
+def test_a_search_that_fails_leaves_the_last_table(mined: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(params())
+    before = SIMILARITY.read_bytes()
+    monkeypatch.setattr(neighbours, "BATCH", 20)
+    original = NeighbourSearch._compare
+
+    def failing(self: NeighbourSearch, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if queries[0] > 30:
+            raise MemoryError
+        return original(self, queries)
+
+    monkeypatch.setattr(NeighbourSearch, "_compare", failing)
+    with pytest.raises(MemoryError):
+        run(params(neighbours=7))
+    assert SIMILARITY.read_bytes() == before
+    assert [file.name for file in SIMILARITY.parent.glob(".*")] == []
 
 
 def test_a_single_training_image_has_no_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,10 @@ TIE = 1e-6
 #: the pairs than one in eight is needed, an exact search costs no more.
 DEARER = 8
 
+#: A row is compared with at most so many times as many rows as lists looked into have on average: equal rows share a
+#: list, however many they are, and none of them has to be compared with all.
+SKEW = 8
+
 #: Rows for each centroid that the centroids are made from.
 TRAINED_ON = 64
 
@@ -69,7 +73,10 @@ class NeighbourSearch:
         # Of equal size: the last one is not so small that another product of matrices rounds it otherwise.
         edges = np.linspace(0, n, -(-n // min(BATCH, max(SAMPLE, VALUES // (self.k + 1)))) + 1).astype(int).tolist()
         for start, stop in track(list(itertools.pairwise(edges)), "neighbours"):
-            rows, cosines = self._search(np.arange(start, stop))
+            queries = np.arange(start, stop)
+            rows, cosines = self._compare(queries) if self._index is None else self._look_up(queries)
+            if self.k and len(short := np.flatnonzero(rows[:, -1] < 0)):  # of those lists, that have too few rows
+                rows[short], cosines[short] = self._compare(queries[short])
             values = self._similarity.scale * cosines + self._similarity.offset
             yield start, stop, rows, values.astype(np.float32)
 
@@ -83,49 +90,46 @@ class NeighbourSearch:
         """Make the inverted lists, and look into as few as reach the recall; if there are none such, do without."""
         n, columns = self._factor.shape
         rng = np.random.default_rng(0)
-        lists = int(2 * n**0.5)
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(columns), columns, lists, faiss.METRIC_INNER_PRODUCT)
-        index.train(self._factor[np.sort(rng.permutation(n)[: TRAINED_ON * lists])])
-        index.max_codes = n // DEARER  # a list of equal rows may be most of them
+        self.lists = int(2 * n**0.5)
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(columns), columns, self.lists, faiss.METRIC_INNER_PRODUCT)
+        index.train(self._factor[np.sort(rng.permutation(n)[: TRAINED_ON * self.lists])])
         index.add(self._factor)
+        self._index = index
         sample = np.sort(rng.permutation(n)[:SAMPLE])
-        needed = self._search(sample)[1][:, -1:] - TIE
+        needed = self._compare(sample)[1][:, -1:] - TIE
 
-        def share(probed: int) -> np.ndarray:
+        def found(probed: int) -> np.ndarray:
             index.nprobe = probed
-            return (self._search(sample)[1] >= needed).mean(axis=1)
+            index.max_codes = min(probed * SKEW * n // self.lists, n // DEARER)
+            return (self._look_up(sample)[1] >= needed).mean(axis=1)
 
         def surely(probed: int) -> float:
-            found = share(probed)
-            return found.mean() - 2 * found.std() / len(found) ** 0.5
+            shares = found(probed)
+            return shares.mean() - 2 * shares.std() / len(shares) ** 0.5
 
-        self._index = index
-        candidates = range(1, lists // DEARER + 1)
+        candidates = range(1, self.lists // DEARER + 1)
         place = bisect.bisect_left(candidates, RECALL, key=surely)
         if place == len(candidates):
-            self._index = None
+            self.lists, self._index = 0, None
             return
-        self.lists, self.probed = lists, candidates[place]
-        self.recall = round(float(share(self.probed).mean()), 5)
+        self.probed = candidates[place]
+        self.recall = round(float(found(self.probed).mean()), 5)
 
-    def _search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest other rows (b, k) of the rows `queries` (b,), and their cosines."""
-        vectors = self._factor[queries]
+    def _compare(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest of all other rows (b, k) of the rows `queries` (b,), and their cosines."""
         if not self.k:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
-        if self._index is None:
-            return _others(queries, *_exact(vectors, self._factor, self.k + 1))
+        vectors = self._factor[queries]
+        return _others(queries, *faiss.knn(vectors, self._factor, self.k + 1, metric=faiss.METRIC_INNER_PRODUCT))
+
+    def _look_up(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Like :meth:`_compare`, of the lists that are looked into; -1 where they have too few rows."""
+        vectors = self._factor[queries]
         # List by list, so that the rows of the lists that are looked into stay in the processor's cache.
         order = np.argsort(self._index.quantizer.assign(vectors, 1)[:, 0], kind="stable")
         cosines, rows = np.empty((len(queries), self.k + 1), np.float32), np.empty((len(queries), self.k + 1), np.int64)
         cosines[order], rows[order] = self._index.search(vectors[order], self.k + 1)
-        if len(short := np.flatnonzero(rows[:, -1] < 0)):  # the lists have too few rows
-            cosines[short], rows[short] = _exact(vectors[short], self._factor, self.k + 1)
         return _others(queries, cosines, rows)
-
-
-def _exact(queries: np.ndarray, factor: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return faiss.knn(queries, factor, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def _others(queries: np.ndarray, cosines: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

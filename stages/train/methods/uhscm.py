@@ -19,7 +19,7 @@ class Uhscm(Objective):
 
     def __init__(self, inputs: Inputs) -> None:
         self.options = inputs.options.uhscm
-        factor = torch.tensor(inputs.similarity.factor, device=inputs.features.device)
+        factor = torch.from_numpy(inputs.similarity.factor).to(inputs.features.device)
         self.similarity = replace(inputs.similarity, factor=factor)  # blocks of it are tensors
 
     def terms(self, codes: Tensor, rows: Tensor) -> Terms:
