@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import faiss
 import numpy as np
 
-from stages.progress import track
+from stages.progress import progress_bar, track
 from stages.similarity.matrix import SimilarityMatrix
 
 #: Rows up to which all of them are compared with all.
@@ -45,8 +45,8 @@ class NeighbourSearch:
     """The k most similar other rows of each row, batch by batch.
 
     It is exact up to `EXACT_ROWS` rows. Beyond, as many of the lists are looked into as a sample of the rows needs for
-    a recall of `RECALL`, by its mean less two standard errors. Where that were more work than comparing all rows with
-    all, that is what is done. The choice draws with a fixed seed: the same rows have the same neighbours.
+    a recall of `RECALL`, by its mean less two standard errors; where that is more work than comparing all rows with
+    all, these are compared. All that is drawn has a fixed seed: the same rows have the same neighbours.
 
     Iterating gives (start, stop, rows, similarities): int64 and float32 (stop - start, k), most similar first, the
     similarities being values of Q.
@@ -66,7 +66,8 @@ class NeighbourSearch:
         self.k = min(k, n - 1) if columns else 0
         self._index: faiss.IndexIVFFlat | None = None
         if self.k and n > EXACT_ROWS:
-            self._choose()
+            with progress_bar("inverted lists", None):
+                self._choose()
 
     def __iter__(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
         n = len(self._factor)

@@ -16,7 +16,7 @@ from stages.similarity.neighbours import NeighbourSearch
 from stages.tables import fixed_size_lists, table_writer
 
 #: Values of whole rows of the matrix that are in memory at a time.
-DENSE_VALUES = 16_000_000
+DENSE_VALUES = 4_000_000
 
 
 def run(params: Params) -> None:
