@@ -7,8 +7,8 @@ into the lists of the nearest of some centroids, and a row is compared with thos
 import bisect
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
-import faiss
 import numpy as np
 
 from stages.progress import progress_bar, track
@@ -64,7 +64,7 @@ class NeighbourSearch:
         self._factor = np.ascontiguousarray(similarity.factor, dtype=np.float32)
         n, columns = self._factor.shape
         self.k = min(k, n - 1) if columns else 0
-        self._index: faiss.IndexIVFFlat | None = None
+        self._index: Any = None  # a faiss.IndexIVFFlat
         if self.k and n > EXACT_ROWS:
             with progress_bar("inverted lists", None):
                 self._choose()
@@ -89,6 +89,8 @@ class NeighbourSearch:
 
     def _choose(self) -> None:
         """Make the inverted lists, and look into as few as reach the recall; if there are none such, do without."""
+        import faiss  # not at the top: importing a module is to cost little
+
         n, columns = self._factor.shape
         rng = np.random.default_rng(0)
         self.lists = int(2 * n**0.5)
@@ -120,6 +122,8 @@ class NeighbourSearch:
         """The k nearest of all other rows (b, k) of the rows `queries` (b,), and their cosines."""
         if not self.k:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+        import faiss
+
         vectors = self._factor[queries]
         return _others(queries, *faiss.knn(vectors, self._factor, self.k + 1, metric=faiss.METRIC_INNER_PRODUCT))
 
