@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from stages.artifacts import CLIP, PROVENANCE_KEY, Provenance, damaged, read_json, rebuild_hint, sha256, write_json
 from stages.errors import InputError
@@ -31,6 +31,13 @@ WEIGHTS = "model.safetensors"
 
 #: Texts encoded at a time.
 TEXT_BATCH = 256
+
+#: Pixels, and images, encoded at a time by a CPU: few enough for what comes between the layers to stay in its cache.
+CPU_PIXELS, CPU_IMAGES = 32 * 224 * 224, 128
+
+#: What `precision` of :func:`load_clip` may be; auto: float16 autocast on CUDA, float32 elsewhere.
+Precision = Literal["auto", "float32", "bfloat16"]
+MIXED = "float16 autocast"
 
 
 @dataclass(frozen=True)
@@ -79,28 +86,45 @@ def write_clip_config(directory: Path, config: ClipConfig) -> None:
     write_json(directory / CONFIG, {**content, PROVENANCE_KEY: provenance})
 
 
+class Preprocess:
+    """`steps` that an RGB image goes through, then its pixels: uint8 (height, width, 3)."""
+
+    def __init__(self, steps: Sequence[Callable[[Image.Image], Image.Image]]) -> None:
+        self.steps = steps
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        import numpy as np
+        import torch
+
+        for step in self.steps:
+            image = step(image)
+        return torch.from_numpy(np.array(image))
+
+
 @dataclass(frozen=True)
 class ClipModel:
     """A vision-language model ready to encode, in evaluation mode.
 
     Attributes:
         config: which model it is.
-        preprocess: open_clip's evaluation transform, PIL image -> float32 (3, height, width).
+        preprocess: open_clip's evaluation transform, up to the last two steps (scaling and normalisation, which
+            :meth:`encode_images` does): PIL image -> uint8 (height, width, 3).
         image_size: (height, width) in pixels.
         mean, std: per channel, on the scale 0 to 1; `interpolation`: its name; `resize_mode`: how an image that is not
             square becomes so (``shortest``: the shortest edge is resized, then the centre cut out; ``squash``;
             ``longest``).
-        device: where it runs; float32, on CUDA with float16 autocast (`precision`).
+        device: where it runs; precision: what the image tower computes in, for people.
     """
 
     config: ClipConfig
-    preprocess: Callable[[Image.Image], torch.Tensor]
+    preprocess: Preprocess
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
     resize_mode: str
     device: torch.device
+    precision: str
     _model: torch.nn.Module = field(repr=False)
     _tokenize: Callable[[list[str]], torch.Tensor] = field(repr=False)
 
@@ -120,20 +144,32 @@ class ClipModel:
     def dim(self) -> int:
         return self.config.dim
 
-    @property
-    def precision(self) -> str:
-        return "float16 autocast" if self.device.type == "cuda" else "float32"
-
     def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
         """Features of preprocessed images.
 
         Args:
-            batch: float32 (b, 3, height, width), on any device.
+            batch: uint8 (b, height, width, 3), on any device.
 
         Returns:
             float32 (b, d) on the CPU, rows of unit L2 length.
         """
-        return self._unit_rows(self._model.encode_image, batch)
+        import torch
+
+        count = len(batch)
+        if self.device.type == "cpu":
+            height, width = self.image_size
+            count = max(1, min(CPU_IMAGES, CPU_PIXELS // (height * width)))
+        encoded = [self._unit_rows(self._encode_pixels, part) for part in batch.split(count)]
+        return torch.cat(encoded)
+
+    def _encode_pixels(self, batch: torch.Tensor) -> torch.Tensor:
+        """The tower's outputs for uint8 (b, height, width, 3)."""
+        import torch
+
+        mean, std = (torch.tensor(values, device=batch.device).view(3, 1, 1) for values in (self.mean, self.std))
+        # Seen as (b, 3, height, width) the images have their channels last, as the tower wants them.
+        images = batch.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)
+        return self._model.encode_image(images.bfloat16() if self.precision == "bfloat16" else images)
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Features of m texts, each cut to the model's context length: float32 (m, d) on the CPU, unit rows."""
@@ -149,7 +185,7 @@ class ClipModel:
         import torch
 
         # float16 rather than bfloat16: three more bits of mantissa, and the features end as float16 on disk anyway.
-        half = torch.autocast("cuda", dtype=torch.float16, enabled=self.device.type == "cuda")
+        half = torch.autocast("cuda", dtype=torch.float16, enabled=self.precision == MIXED)
         with torch.inference_mode(), half:
             features = encode(batch.to(self.device, non_blocking=True))
         features = torch.nn.functional.normalize(features.float(), dim=-1).cpu()
@@ -187,12 +223,15 @@ def build(directory: Path) -> tuple[torch.nn.Module, Callable, Callable]:
     return model.eval().requires_grad_(False), preprocess, tokenize
 
 
-def load_clip(path: Path = CLIP, device: str | torch.device = "cpu") -> ClipModel:
+def load_clip(
+    path: Path = CLIP, device: str | torch.device = "cpu", precision: Precision = "auto"
+) -> ClipModel:
     """Load the pinned model; no network is used.
 
     Args:
         path: the directory that the ``weights`` stage wrote.
         device: where to run it, see :func:`stages.device.resolve_device`.
+        precision: what the image tower computes in; texts are few, and not in bfloat16.
 
     Raises:
         InputError: it is missing or damaged (the SHA-256 of the weights is verified), or there is no model.
@@ -203,6 +242,8 @@ def load_clip(path: Path = CLIP, device: str | torch.device = "cpu") -> ClipMode
             f"clip.model: null leaves {path} without a model, so there is nothing to encode images or texts; name one"
         )
     import torch
+
+    from stages.tower import prepare
 
     if not (path / WEIGHTS).is_file():
         raise damaged(path / WEIGHTS, "not found")
@@ -216,8 +257,13 @@ def load_clip(path: Path = CLIP, device: str | torch.device = "cpu") -> ClipMode
     settings = model.visual.preprocess_cfg
     size = settings["size"]
     device = torch.device(device)
+    if precision == "auto":
+        precision = MIXED if device.type == "cuda" else "float32"
+    prepare(model.visual, device, precision == "bfloat16")
     return ClipModel(
-        config=config, preprocess=preprocess, image_size=(size, size) if isinstance(size, int) else tuple(size),
+        config=config, preprocess=Preprocess(preprocess.transforms[:-2]),
+        image_size=(size, size) if isinstance(size, int) else tuple(size),
         mean=tuple(settings["mean"]), std=tuple(settings["std"]), interpolation=settings["interpolation"],
-        resize_mode=settings["resize_mode"], device=device, _model=model.to(device), _tokenize=tokenize,
+        resize_mode=settings["resize_mode"], device=device, precision=precision,
+        _model=model.to(device), _tokenize=tokenize,
     )  # fmt: skip

@@ -9,6 +9,7 @@ length, and the views are the features with noise added; of the section extract,
 
 from pydantic import Field
 
+from stages.clip import Precision
 from stages.params import Device, Frozen, Seed
 
 
@@ -17,6 +18,7 @@ class Extract(Frozen):
 
     views: int = Field(ge=2, le=64)  # augmented views of each training image; DSCH needs two
     batch_size: int = Field(gt=0)  # images and views of images decoded at a time
+    precision: Precision  # that the image tower computes in; auto: float16 autocast on CUDA, float32 elsewhere
     workers: int = Field(ge=0)  # processes that decode; 0 decodes in the main process
     seed: Seed  # of the augmentation, or of the noise
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 
 from stages.artifacts import FEATURES, Provenance, library_versions, replacing, resume_directory, writing
 from stages.clip import ClipModel, load_clip
-from stages.decoding import Slice, in_order, naming_lost_workers, slices_of
+from stages.decoding import Slice, in_order, naming_lost_workers
 from stages.device import resolve_device
 from stages.extract.config import Params
-from stages.extract.decoding import DecodedSlices
+from stages.extract.decoding import DecodedSlices, slices_of_pictures
 from stages.extract.features_file import lay_out
 from stages.images import ImageShards
 
@@ -28,28 +27,23 @@ def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], par
         InputError: an image cannot be read, or a process that decodes was killed.
     """
     plan: list[tuple[Path, Slice]] = []
-    # Where all are for training, a slice has as many pictures as a batch: what waits between processes is bounded.
-    step = max(1, params.extract.batch_size // (1 + params.extract.views))
+    n_views = params.extract.views
     for target, group in groups.items():
-        plan += [(target, part) for part in slices_of([group], step)]
-    dataset = DecodedSlices([part for _, part in plan], clip, params.extract.views, params.extract.seed)
-
-    def encode(batch: torch.Tensor) -> np.ndarray:
-        return clip.encode_images(batch).numpy().astype(np.float16)
+        plan += [(target, part) for part in slices_of_pictures([group], n_views, params.extract.batch_size)]
+    dataset = DecodedSlices([part for _, part in plan], clip, n_views, params.extract.seed)
 
     images: list[np.ndarray] = []
     views: list[np.ndarray] = []
     targets = [target for target, _ in plan]
     advice = "extract.workers: set a smaller extract.batch_size, or extract.workers: 0"
     with naming_lost_workers(advice), closing(in_order(dataset, params.extract.workers, "extract")) as decoded:
-        for target, following, (batch, augmented) in zip(targets, [*targets, None][1:], decoded, strict=True):
-            images.append(encode(batch))
-            if len(augmented):
-                views.append(np.stack([encode(view) for view in augmented.unbind(1)]))
+        for target, following, (pictures, count) in zip(targets, [*targets, None][1:], decoded, strict=True):
+            features = clip.encode_images(pictures).numpy().astype(np.float16)
+            images.append(features[:count])
+            views.append(features[count:].reshape(-1, n_views, clip.dim).swapaxes(0, 1))
             if following != target:
-                empty = np.empty((params.extract.views, 0, clip.dim), np.float16)
                 with replacing(target) as temporary:
-                    np.savez(temporary, images=np.concatenate(images), views=np.concatenate([empty, *views], axis=1))
+                    np.savez(temporary, images=np.concatenate(images), views=np.concatenate(views, axis=1))
                 images, views = [], []
 
 
@@ -78,13 +72,13 @@ def extract(shards: ImageShards, params: Params) -> None:
     Raises:
         InputError: the model or an image cannot be read, or a process that decodes was killed.
     """
-    clip = load_clip(device=resolve_device(params.device))
+    clip = load_clip(device=resolve_device(params.device), precision=params.extract.precision)
     provenance = Provenance(
         "extract", dataset=shards.provenance.dataset, model=clip.sha256,
         params=params.extract.model_dump(include={"views", "seed"}),
         versions=library_versions("torch", "torchvision", "open_clip_torch"),
     )  # fmt: skip
-    finished = resume_directory("extract", provenance.to_json())
+    finished = resume_directory("extract", [provenance.to_json(), clip.precision])
     groups = {finished / f"{i:06d}.npz": group for i, group in enumerate(shards.row_groups())}
     encode_row_groups(clip, {part: group for part, group in groups.items() if not part.exists()}, params)
     join(list(groups), shards, clip, params.extract.views, provenance)

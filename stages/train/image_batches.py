@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from stages.artifacts import IMAGES, damaged, replacing
-from stages.backbone import evaluation_pixels, pixels, squashed
+from stages.backbone import evaluation_pixels, squashed
 from stages.decoding import Items, in_order
 from stages.extract.views import augmentation, augmented_views
 from stages.hashnet import Network, relaxed_codes
@@ -78,7 +78,7 @@ class AugmentedBatches(Items):
 
     def __init__(self, images: StoredImages, parts: list[Tensor], size: int, views: int, seed: int) -> None:
         self.images, self.parts, self.size, self.views, self.seed = images, parts, size, views, seed
-        self.transform = augmentation((size, size), BLUR)
+        self.augmentation = augmentation((size, size), BLUR)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -88,8 +88,8 @@ class AugmentedBatches(Items):
         made = torch.empty(self.views, len(rows), 3, self.size, self.size, dtype=torch.uint8)
         for place, row in enumerate(rows):
             image = squashed(self.images.decoded(row), self.size)
-            views = augmented_views(image, self.transform, self.views, self.seed, int(self.images.ids[row]))
-            made[:, place] = torch.stack([pixels(view) for view in views])
+            views = augmented_views(image, self.augmentation, self.views, self.seed, int(self.images.ids[row]))
+            made[:, place] = torch.from_numpy(views).permute(0, 3, 1, 2)
         return made.flatten(0, 1)
 
 
