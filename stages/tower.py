@@ -4,6 +4,8 @@ On the CPU, PyTorch gives the products of ``Linear`` to MKL, which on AMD runs a
 the same product; a convolution of one pixel goes to oneDNN. Measured in ``benchmarks/extraction.py``.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,13 +22,11 @@ class PointwiseAttention(nn.MultiheadAttention):
     """Self-attention with :func:`pointwise` projections; any other attention is PyTorch's own."""
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *others: object, need_weights: bool = True,
-        attn_mask: Tensor | None = None, **options: object,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        if others or options or need_weights or attn_mask is not None or not query is key is value or query.ndim != 3:
-            return super().forward(
-                query, key, value, *others, need_weights=need_weights, attn_mask=attn_mask, **options
-            )
+        self, query: Tensor, key: Tensor, value: Tensor, *others: Any, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        asked = {name: given for name, given in options.items() if given is not None}
+        if others or asked != {"need_weights": False} or not query is key is value or query.ndim != 3:
+            return super().forward(query, key, value, *others, **options)
         b, t, _ = query.shape
         projected = pointwise(query, self.in_proj_weight, self.in_proj_bias)
         queries, keys, values = projected.reshape(b, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)

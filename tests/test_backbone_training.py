@@ -65,7 +65,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights.pin_clip(Clip(model="scenes-clip", pretrained="embedded"))
         weights.pin_backbone(RESNET)
         extract.run(parse(ExtractParams, {
-            "device": "cpu", "extract": {"views": 2, "batch_size": 30, "workers": 0, "seed": 0},
+            "device": "cpu", "extract": {**DEFAULTS["extract"], "views": 2, "workers": 0},
         }))  # fmt: skip
         shutil.copyfile(Path(__file__).parents[1] / "stages/mine/vocabularies/everyday.txt", "words.txt")
         section = {**DEFAULTS["concepts"], "vocabulary": "words.txt", "min_frequency": 0.1, "max_frequency": None}

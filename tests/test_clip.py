@@ -48,11 +48,11 @@ def pinned(pinned_once: Path, tmp_path: Path) -> Path:
 def test_features_are_those_of_open_clip(original, pinned):
     model, _ = original
     clip = load_clip(pinned)
-    batch = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    features = clip.encode_images(batch)
+    pixels, batch = tiny_clip.pictures(40, 64)  # more than a CPU takes at a time
+    features = clip.encode_images(pixels)
     with torch.no_grad():
         expected = model.encode_image(batch, normalize=True)
-    assert features.dtype == torch.float32 and features.shape == (5, clip.dim) == (5, 16)
+    assert features.dtype == torch.float32 and features.shape == (40, clip.dim) == (40, 16)
     torch.testing.assert_close(features, expected)
 
     texts = ["a photo of the cat", "a photo of the dog", ""]
@@ -72,7 +72,7 @@ def test_stored_half_precision_runs_in_float32(pinned):
 def test_mixed_precision_on_cuda_gives_nearly_the_same(pinned):
     on_cpu, on_cuda = load_clip(pinned), load_clip(pinned, "cuda")
     assert on_cuda.precision == "float16 autocast"
-    batch = torch.rand(5, 3, 64, 64)
+    batch, _ = tiny_clip.pictures(5, 64)
     features = on_cuda.encode_images(batch)
     assert features.device.type == "cpu" and features.dtype == torch.float32
     torch.testing.assert_close(features, on_cpu.encode_images(batch), atol=0.01, rtol=0)
@@ -100,8 +100,31 @@ def test_preprocessing_is_the_pinned_one(pinned):
     assert (clip.mean, clip.std) == ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     assert (clip.interpolation, clip.resize_mode) == ("bilinear", "shortest")
     red = clip.preprocess(Image.new("RGB", (100, 80), (255, 0, 0)))
-    assert red.shape == (3, 64, 64)
-    np.testing.assert_allclose(red[:, 5, 5], [(1 - 0.4) / 0.2, -0.5 / 0.25, -0.6 / 0.3], rtol=1e-6)
+    assert red.shape == (64, 64, 3)
+    assert red[5, 5].tolist() == [255, 0, 0]
+
+
+def test_preprocessing_is_that_of_open_clip(original, pinned):
+    """Up to the last bit, of wide and tall, small and large images."""
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{original[1]}")
+    clip = load_clip(pinned)
+    towards = []
+    clip._model.encode_image = lambda images: towards.append(images) or images[:, 0, 0, :16]
+    for size in ((64, 64), (200, 70), (30, 90)):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        clip.encode_images(clip.preprocess(Image.fromarray(pixels))[None])
+        torch.testing.assert_close(towards.pop()[0], transform(Image.fromarray(pixels)), rtol=0, atol=0)
+
+
+def test_bfloat16_gives_nearly_the_same(pinned):
+    exact, rounded = load_clip(pinned), load_clip(pinned, precision="bfloat16")
+    assert (exact.precision, rounded.precision) == ("float32", "bfloat16")
+    pixels, _ = tiny_clip.pictures(5, 64)
+    features = rounded.encode_images(pixels)
+    assert features.dtype == torch.float32
+    assert not torch.equal(features, exact.encode_images(pixels))
+    torch.testing.assert_close(features, exact.encode_images(pixels), atol=0.02, rtol=0)
+    torch.testing.assert_close(rounded.encode_texts(["cat"]), exact.encode_texts(["cat"]))
 
 
 def test_open_clip_itself_opens_the_directory(original, pinned):
@@ -140,7 +163,7 @@ read_clip_config(directory)
 assert "torch" not in sys.modules and "open_clip" not in sys.modules, "the config alone needs neither"
 clip = load_clip(directory)
 import torch
-clip.encode_images(torch.zeros(1, 3, *clip.image_size))
+clip.encode_images(torch.zeros(1, *clip.image_size, 3, dtype=torch.uint8))
 print(tuple(clip.encode_texts(["a photo of the cat"]).shape))
 """
 
@@ -210,8 +233,9 @@ def test_architecture_that_does_not_fit_is_refused(pinned):
 
 def test_features_that_are_not_finite_are_an_error(pinned):
     clip = load_clip(pinned)
+    clip._model.visual.attnpool.c_proj.bias[3] = float("nan")
     with pytest.raises(InputError, match="not finite"):
-        clip.encode_images(torch.full((1, 3, 64, 64), float("nan")))
+        clip.encode_images(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
 
 
 def test_resolve_device(monkeypatch):

@@ -24,7 +24,7 @@ from stages.decoding import Slice
 from stages.errors import InputError
 from stages.extract import pixels
 from stages.extract.config import Params
-from stages.extract.decoding import DecodedSlices
+from stages.extract.decoding import DecodedSlices, slices_of_pictures
 from stages.extract.stage import run
 from stages.features import Features
 from stages.images import ImageShards, decode
@@ -63,7 +63,7 @@ def pictures() -> list[bytes]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: Path, clip: ClipModel, pictures: list[bytes]) -> Path:
     """A directory with shards of row groups of 5, 5, 1 and 5, 5, 2 images, and the model, loaded once for all tests."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pixels, "load_clip", lambda device: clip)
+    monkeypatch.setattr(pixels, "load_clip", lambda device, precision: clip)
     (tmp_path / CLIP).parent.mkdir()
     (tmp_path / CLIP).symlink_to(pinned)
     write_shards(tmp_path, pictures, IS_TRAIN)
@@ -71,7 +71,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: Path, clip: Cl
 
 
 def params(**changes: object) -> Params:
-    section = {"views": 2, "batch_size": 12, "workers": 0, "seed": 0, **changes}
+    section = {"views": 2, "batch_size": 12, "precision": "auto", "workers": 0, "seed": 0, **changes}
     return parse(Params, {"device": "cpu", "extract": section})
 
 
@@ -242,24 +242,24 @@ def test_a_killed_extraction_goes_on_where_it_stopped(
     here: Path, clip: ClipModel, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     whole = Counting(clip)
-    monkeypatch.setattr(pixels, "load_clip", lambda device: whole)
-    run(params())
+    monkeypatch.setattr(pixels, "load_clip", lambda device, precision: whole)
+    run(params(batch_size=5))
     undisturbed = FEATURES.read_bytes()
     FEATURES.unlink()
     assert whole.images == COUNT + 2 * IS_TRAIN.sum()
 
-    # The first row group takes six calls: two slices, of 4 and 1 images, each with one training image in two views.
-    killed = Counting(clip, 9, KeyboardInterrupt())
-    monkeypatch.setattr(pixels, "load_clip", lambda device: killed)
+    # A row group takes two calls: two slices, of 3 and 2 images, of which one or two are training images in two views.
+    killed = Counting(clip, 3, KeyboardInterrupt())
+    monkeypatch.setattr(pixels, "load_clip", lambda device, precision: killed)
     with pytest.raises(KeyboardInterrupt):
-        run(params(workers=workers))
+        run(params(workers=workers, batch_size=5))
     assert not FEATURES.exists()
     finished = sorted(RESUME.glob("extract-*/*"))
     assert [file.name for file in finished] == ["000000.npz"]
 
     resumed = Counting(clip)
-    monkeypatch.setattr(pixels, "load_clip", lambda device: resumed)
-    run(params(workers=workers))
+    monkeypatch.setattr(pixels, "load_clip", lambda device, precision: resumed)
+    run(params(workers=workers, batch_size=5))
     assert resumed.images == whole.images - 5 - 2 * IS_TRAIN[:5].sum()
     assert FEATURES.read_bytes() == undisturbed
     assert not list(RESUME.glob("extract-*"))
@@ -276,22 +276,23 @@ def test_an_extraction_killed_before_the_end_has_nothing_left_to_encode(
         with pytest.raises(KeyboardInterrupt):
             run(params())
     counting = Counting(clip)
-    monkeypatch.setattr(pixels, "load_clip", lambda device: counting)
+    monkeypatch.setattr(pixels, "load_clip", lambda device, precision: counting)
     run(params(workers=2))
     assert counting.images == 0
     assert extracted()["image/features"].shape == (COUNT, 64)
 
 
-@pytest.mark.parametrize("change", ["views", "seed", "data", "model"])
+@pytest.mark.parametrize("change", ["views", "seed", "data", "model", "precision"])
 def test_leftovers_of_another_extraction_are_not_used(
-    here: Path, clip: ClipModel, monkeypatch: pytest.MonkeyPatch, pictures: list[bytes], change: str
+    here: Path, clip: ClipModel, pinned: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[bytes], change: str
 ) -> None:
-    monkeypatch.setattr(pixels, "load_clip", lambda device: Counting(clip, 9, KeyboardInterrupt()))
+    monkeypatch.setattr(pixels, "load_clip", lambda device, precision: Counting(clip, 3, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         run(params())
     config = replace(clip.config, sha256="f" * 64) if change == "model" else clip.config
+    clip = load_clip(pinned, precision="bfloat16") if change == "precision" else clip
     counting = Counting(replace(clip, config=config))
-    monkeypatch.setattr(pixels, "load_clip", lambda device: counting)
+    monkeypatch.setattr(pixels, "load_clip", lambda device, precision: counting)
     if change == "data":
         write_shards(here, pictures, IS_TRAIN, digest="c" * 64)
     run(params(views=3 if change == "views" else 2, seed=1 if change == "seed" else 0))
@@ -318,11 +319,55 @@ def test_what_workers_get_can_be_pickled(here: Path, clip: ClipModel) -> None:
     """Where processes do not fork they are sent the dataset."""
     file, group = ImageShards().row_groups()[0]
     dataset = DecodedSlices([Slice(file, group, 1, 4)], clip, 2, 0)
-    images, views = dataset[0]
-    assert images.shape == (3, 3, 64, 64)
-    assert views.shape == (1, 2, 3, 64, 64)
+    pictures, count = dataset[0]
+    assert (pictures.shape, pictures.dtype, count) == ((3 + 2, 64, 64, 3), torch.uint8, 3)
     copy = pickle.loads(pickle.dumps(dataset))
-    torch.testing.assert_close(copy[0], (images, views), rtol=0, atol=0)
+    torch.testing.assert_close(copy[0][0], pictures, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("views", [2, 5])
+def test_an_image_is_decoded_once_for_all_of_its_views(
+    here: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[bytes], views: int
+) -> None:
+    decoded = []
+    monkeypatch.setattr(decoding, "decode", lambda data: decoded.append(data) or decode(data))
+    run(params(views=views))
+    assert decoded == pictures
+
+
+@pytest.mark.parametrize("at_most", [1, 3, 5, 1000])
+def test_slices_have_as_many_pictures_as_a_batch(here: Path, at_most: int) -> None:
+    groups = ImageShards().row_groups()
+    slices = slices_of_pictures(groups, 2, at_most)
+    found = iter(slices)
+    first = 0
+    for file, group in groups:
+        rows = pq.ParquetFile(file).metadata.row_group(group).num_rows
+        pictures = 1 + 2 * IS_TRAIN[first : first + rows]
+        first += rows
+        row = 0
+        while row < rows:
+            part = next(found)
+            assert (part.file, part.row_group, part.start) == (file, group, row)
+            assert part.stop == row + 1 or pictures[row : part.stop].sum() <= at_most
+            assert part.stop == rows or pictures[row : part.stop + 1].sum() > at_most
+            row = part.stop
+    assert next(found, None) is None
+
+
+def test_bfloat16_is_near(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cosine to the features in float32, of the images and of the views; and the file says what it has."""
+    run(params())
+    expected = extracted()
+    monkeypatch.setattr(pixels, "load_clip", load_clip)
+    run(params(precision="bfloat16"))
+    found = extracted()
+    for name in ("image/features", "train/views"):
+        cosine = (found[name].astype(np.float32) * expected[name].astype(np.float32)).sum(axis=-1)
+        assert 0.995 < cosine.min() < cosine.max() < 1.003
+        assert np.abs(found[name] - expected[name]).max() > 1e-3
+    with h5py.File(FEATURES) as file:
+        assert file.attrs["precision"] == "bfloat16, stored as float16"
 
 
 def damage_image(index: int) -> None:
@@ -364,7 +409,7 @@ def test_no_process_outlives_an_error(
     if error is None:
         damage_image(7)
     else:
-        monkeypatch.setattr(pixels, "load_clip", lambda device: Counting(clip, 3, error))
+        monkeypatch.setattr(pixels, "load_clip", lambda device, precision: Counting(clip, 3, error))
     with pytest.raises((KeyboardInterrupt, ValueError, InputError)):
         run(params(workers=2))
     assert multiprocessing.active_children() == []

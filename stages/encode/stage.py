@@ -53,7 +53,7 @@ def encode_shards(net: BackboneNet, shards: ImageShards, device: torch.device, w
     """
     slices = slices_of(shards.row_groups(), net.CHUNK)
     with naming_lost_workers(LOST_WORKER), closing(
-        in_order(PixelSlices(slices, net.config.image_size), workers, "encode")
+        in_order(PixelSlices(slices, net.config.image_size), workers, "encode", yielding=device.type == "cpu")
     ) as made:
         return np.concatenate([pack(relaxed_codes(net, images.to(device)).cpu().numpy()) for images in made])
 

@@ -36,7 +36,10 @@ def encode_row_groups(clip: ClipModel, groups: dict[Path, tuple[Path, int]], par
     views: list[np.ndarray] = []
     targets = [target for target, _ in plan]
     advice = "extract.workers: set a smaller extract.batch_size, or extract.workers: 0"
-    with naming_lost_workers(advice), closing(in_order(dataset, params.extract.workers, "extract")) as decoded:
+    yielding = clip.device.type == "cpu"
+    with naming_lost_workers(advice), closing(
+        in_order(dataset, params.extract.workers, "extract", yielding=yielding)
+    ) as decoded:
         for target, following, (pictures, count) in zip(targets, [*targets, None][1:], decoded, strict=True):
             features = clip.encode_images(pictures).numpy().astype(np.float16)
             images.append(features[:count])

@@ -112,7 +112,7 @@ class ImageBatches:
 
     def __init__(self, images: StoredImages, size: int, batch_size: int, workers: int, device: torch.device) -> None:
         self.images, self.size, self.batch_size = images, size, batch_size
-        self.read, self.device = partial(in_order, workers=workers), device
+        self.read, self.device = partial(in_order, workers=workers, yielding=device.type == "cpu"), device
         self.n = len(images)
 
     def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
