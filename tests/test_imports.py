@@ -10,7 +10,7 @@ import stages
 NEED_TORCH = {
     "stages.backbone", "stages.decoding", "stages.device", "stages.hashnet", "stages.encode.stage",
     "stages.extract.decoding", "stages.extract.pixels", "stages.extract.views",
-    "stages.scenes.model", "stages.scenes.train_clip", "stages.scenes.zero_shot",
+    "stages.scenes.model", "stages.scenes.train_clip", "stages.scenes.zero_shot", "stages.tower",
     "stages.weights.backbone_pinning", "stages.weights.backbone_source", "stages.weights.checkpoint",
     "stages.weights.pinning", "stages.weights.source",
     "stages.train.binarise", "stages.train.estep", "stages.train.image_batches", "stages.train.losses",
