@@ -185,7 +185,7 @@ def compare_precisions(model: str, models: Path, repeats: int) -> dict[str, Any]
 
 def whole(parquet: Path, models: Path, place: Path) -> dict[str, float]:
     """The command ``python -m stages extract`` on all of CIFAR-10 with the model that ships, once."""
-    convert(parquet, place, workers.cores())
+    convert(parquet.resolve(), place, workers.cores())
     (place / "models").symlink_to(models / "scenes-clip/models")
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     (place / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -211,12 +211,12 @@ def main() -> None:
         for name in names:
             (models / name).mkdir(parents=True)
             pinned(name, models / name)
+        if arguments.cifar10:
+            result["cifar10"] = whole(arguments.cifar10, models, place / "cifar10")
         for number, case in enumerate(CASES):
             result["stage"][case.name] = compare(case, place / str(number), models, arguments.repeats)
         for name in names:
             result["precision"][name] = compare_precisions(name, models, arguments.repeats)
-        if arguments.cifar10:
-            result["cifar10"] = whole(arguments.cifar10, models, place / "cifar10")
     report("extraction", result, table_of(result))
 
 
