@@ -4,6 +4,8 @@ Layout: ``image/features`` (N, d) of every image, row = image id; ``image/id``; 
 augmented views of the training images; ``train/id``. float16 on disk, rows of unit L2 length.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +14,11 @@ import numpy as np
 
 from stages.artifacts import FEATURES, PROVENANCE_KEY, Provenance, damaged
 from stages.errors import InputError
+
+#: Rows that are read and converted at a time: what comes between the file and the result stays in the core's cache.
+PIECE = 1024
+#: Ids with no more than so many others between them are read at once, with those.
+GAP = 64
 
 
 class Features:
@@ -31,7 +38,8 @@ class Features:
             raise InputError(f"{path}: not found; run `dvc repro extract`")
         self.path = path
         try:
-            self._file = h5py.File(path)
+            # Without a cache of chunks: it would read a whole chunk for each row of it that is asked for.
+            self._file = h5py.File(path, rdcc_nbytes=0)
         except OSError as error:
             raise damaged(path, error) from None
         try:
@@ -58,12 +66,11 @@ class Features:
     def images(self, ids: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Features of images by id (ascending ids or a slice): float32 (n, d), unit rows."""
         if isinstance(ids, slice):
-            return self._unit(self._features[ids])
-        if len(ids) == 0:
-            return np.empty((0, self.dim), np.float32)
-        # One contiguous read, then a selection: HDF5's own fancy indexing is far slower.
-        first, last = int(ids[0]), int(ids[-1]) + 1
-        return self._unit(self._features[first:last][np.asarray(ids) - first])
+            ids = np.arange(self.n_images)[ids]
+        rows = np.empty((len(ids), self.dim), np.float32)
+        for place, stored in self._pieces(ids):
+            rows[place] = self._unit(stored)
+        return rows
 
     def train(self) -> np.ndarray:
         """Features of the unaugmented training images: float32 (n_train, d), unit rows, in the order of `train_id`."""
@@ -71,7 +78,32 @@ class Features:
 
     def views(self) -> np.ndarray:
         """Features of the augmented views of the training images: float32 (V, n_train, d), unit rows."""
-        return self._unit(self._views[:])
+        rows = np.empty(self._views.shape, np.float32)
+        for start in range(0, rows.shape[1], PIECE):
+            place = np.s_[:, start : start + PIECE]
+            rows[place] = self._unit(self._views[place])
+        return rows
+
+    def stored_train(self, start: int, stop: int) -> np.ndarray:
+        """Training images `start` to `stop`, in the order of `train_id`, as they are stored: float16 (n, d)."""
+        rows = np.empty((stop - start, self.dim), np.float16)
+        for place, stored in self._pieces(self.train_id[start:stop]):
+            rows[place] = stored
+        return rows
+
+    def stored_views(self, start: int, stop: int) -> np.ndarray:
+        """The views of training images `start` to `stop`, as they are stored: float16 (V, n, d)."""
+        return self._views[:, start:stop]
+
+    def _pieces(self, ids: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Features of images by ascending ids as they are stored: places in `ids`, and the rows (n, d) of these."""
+        cuts = np.flatnonzero(np.diff(ids) > GAP) + 1
+        edges = np.union1d(cuts, np.arange(0, len(ids) + PIECE, PIECE)).clip(max=len(ids)).tolist()
+        for start, stop in pairwise(edges):
+            if start < stop:
+                # One contiguous read, then a selection: HDF5's own fancy indexing is far slower.
+                first, last = int(ids[start]), int(ids[stop - 1]) + 1
+                yield slice(start, stop), self._features[first:last][ids[start:stop] - first]
 
     def _unit(self, half: np.ndarray) -> np.ndarray:
         rows = half.astype(np.float32)

@@ -152,7 +152,7 @@ def test_interrupted_training_is_resumed(number, ending, tmp_path, tiny_run, run
     assert interrupted(directory, "train", saved, number) == ending
     assert not (directory / "models/hashnet").exists() and not (directory / "reports/train").exists()
     assert [name.split("/")[0] for name in leftovers(directory)] == [".resume"]
-    assert run_stages(directory, "train", count="stages.train.trainer:batches").check().calls < epochs
+    assert run_stages(directory, "train", count="stages.train.batches:batches").check().calls < epochs
 
 
 @pytest.mark.slow

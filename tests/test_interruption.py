@@ -148,7 +148,7 @@ def test_killed_at_any_time(disturbed):
 @pytest.mark.parametrize("disturbed", ["train"], indirect=True)
 def test_training_goes_on_at_its_last_checkpoint(disturbed):
     epochs = SMALL["train"]["epochs"]
-    count = {"count": "stages.train.trainer:batches", "events": True}  # once an epoch
+    count = {"count": "stages.train.batches:batches", "events": True}  # once an epoch
     whole = disturbed.run_stages(disturbed.start(over_earlier=False), "train", **count).check()
     assert whole.calls == epochs
     saved_work = 0
@@ -196,7 +196,7 @@ def test_extraction_goes_on_at_its_last_row_group(disturbed, tmp_path):
 @pytest.mark.parametrize("disturbed", ["train"], indirect=True)
 def test_work_of_other_parameters_is_not_resumed(disturbed):
     """As with DVC's ``persist``, a training that begins from another one's checkpoint would not be reproducible."""
-    count = {"count": "stages.train.trainer:batches", "events": True}
+    count = {"count": "stages.train.batches:batches", "events": True}
     directory = disturbed.start(over_earlier=False)
     prepare(directory, SMALL, {"train": {"lr": 0.1}})
     total = disturbed.run_stages(directory, "train", **count).check().events

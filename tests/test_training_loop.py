@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from training_run import train_params
 
 from stages.hashnet import HashNet, HashNetConfig
+from stages.train.batches import CachedViews, batches
 from stages.train.methods.objective import Objective
-from stages.train.trainer import CachedViews, batches, make_optimizer, train
+from stages.train.trainer import make_optimizer, train
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -18,7 +18,7 @@ from stages.extract.views import augmentation, augmented_views
 from stages.hashnet import Network, relaxed_codes
 from stages.images import ImageShards, decode, read_row_group
 from stages.progress import track
-from stages.train.trainer import batches
+from stages.train.batches import batches
 
 #: Size of the blur's kernel in UHSCM's released training.
 BLUR = 3
@@ -108,7 +108,7 @@ class PlainBatches(Items):
 
 
 class ImageBatches:
-    """:class:`stages.train.trainer.Batches` of images."""
+    """:class:`stages.train.batches.Batches` of images."""
 
     def __init__(self, images: StoredImages, size: int, batch_size: int, workers: int, device: torch.device) -> None:
         self.images, self.size, self.batch_size = images, size, batch_size

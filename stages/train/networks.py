@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from stages.artifacts import BACKBONE, IMAGES, damaged
 from stages.backbone import BackboneConfig, BackboneNet, build_backbone, load_backbone, recompute_activations
@@ -14,19 +13,35 @@ from stages.features import Features
 from stages.hashnet import HashNet, HashNetConfig
 from stages.images import ImageShards
 from stages.pinned_backbone import WEIGHTS, PinnedBackbone
+from stages.train.batches import Batches, CachedViews
 from stages.train.config import Params
 from stages.train.methods.registry import METHODS
-from stages.train.trainer import Batches, CachedViews
+from stages.train.streamed import Rows, StreamedRows, StreamedTensor, StreamedViews, fits
 from stages.workers import cores
 
 
-def head(params: Params, features: Features, images: Tensor) -> tuple[HashNet, Batches]:
-    """A head and the cached views; `images` (n, dim) are the unaugmented ones, on the training device."""
+def training_images(method: str, features: Features, device: torch.device) -> Rows:
+    """Unit features (n, dim) of the unaugmented training images: in memory, on `device`, where all fit into it."""
+    if fits(features, shown(method, features)):
+        return torch.from_numpy(features.train()).to(device)
+    return StreamedTensor(StreamedRows(features), device)
+
+
+def shown(method: str, features: Features) -> int:
+    """Features of each image that a head is trained on: a method that is shown the images as they are needs none of
+    the views, which are several times their size.
+    """
+    return features.n_views if METHODS[method].views else 1
+
+
+def head(params: Params, features: Features, images: Rows) -> tuple[HashNet, Batches]:
+    """A head and the cached views, in memory if the `images` are; `features` stay open for as long as it is trained."""
     # A head's products are too small to share among cores, and one thread gives the same bits on any machine.
     torch.set_num_threads(1)
-    # A method that is shown the images as they are needs none of the views, which are several times their size.
+    net = HashNet(HashNetConfig(features.dim, params.train.hidden, params.bits, params.method)).to(images.device)
+    if isinstance(images, StreamedTensor):
+        return net, StreamedViews(features, params.train.batch_size, images.device)
     views = torch.from_numpy(features.views()).to(images.device) if METHODS[params.method].views else images[None]
-    net = HashNet(HashNetConfig(images.shape[1], params.train.hidden, params.bits, params.method)).to(images.device)
     return net, CachedViews(views, images, params.train.batch_size)
 
 

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import torch
 from dvclive import Live
 
 from stages.artifacts import (
@@ -27,15 +26,16 @@ from stages.decoding import naming_lost_workers
 from stages.device import resolve_device, seed_everything
 from stages.errors import InputError
 from stages.features import Features
-from stages.hashnet import save_hashnet
+from stages.hashnet import Network, save_hashnet
 from stages.images import ImageShards
 from stages.mine.distribution import read_distribution
 from stages.pinned_backbone import CONFIG, read_pinned_backbone
 from stages.similarity.matrix import SimilarityMatrix, read_similarity
 from stages.train import networks
+from stages.train.batches import Batches
 from stages.train.candidates import read_candidates
 from stages.train.config import Params
-from stages.train.methods.objective import Inputs
+from stages.train.methods.objective import Inputs, Objective
 from stages.train.methods.registry import METHODS
 from stages.train.trainer import train
 
@@ -66,14 +66,22 @@ def run(params: Params) -> None:
         )]  # fmt: skip
         unfinished = resume_directory("train", [*contents, provenance.to_json()])
         seed_everything(params.seed)
-        images = torch.from_numpy(features.train()).to(device)
+        images = networks.training_images(params.method, features, device)
         net, data = (
             networks.backbone(params, pinned, shards, features, unfinished, device) if whole
             else networks.head(params, features, images)
         )  # fmt: skip
-    objective = METHODS[params.method](
-        Inputs(images, first, similarity, params.train, params.bits, params.seed, distribution, concepts)
-    )
+        objective = METHODS[params.method](
+            Inputs(images, first, similarity, params.train, params.bits, params.seed, distribution, concepts)
+        )
+        del images, first, similarity, distribution  # the objective has what it needs of them, they grow with n
+        fit(net.train(), data, objective, params, unfinished / "checkpoint.pt")
+    save_hashnet(net, provenance)
+    shutil.rmtree(unfinished)
+
+
+def fit(net: Network, data: Batches, objective: Objective, params: Params, checkpoint: Path) -> None:
+    """Train `net`, write the curves."""
     with replacing_directory(CURVES) as curves:
         # No context of its own: on Ctrl-C its end may wait for ever for a thread that was not told of its work.
         live = Live(str(curves), dvcyaml=None, save_dvc_exp=False, report=None)
@@ -84,10 +92,8 @@ def run(params: Params) -> None:
             live.next_step()
 
         with naming_lost_workers(LOST_WORKER):
-            train(net.train(), data, objective, params.train, params.seed, unfinished / "checkpoint.pt", log)
+            train(net, data, objective, params.train, params.seed, checkpoint, log)
         live.end()
-    save_hashnet(net, provenance)
-    shutil.rmtree(unfinished)
 
 
 def read_text_side(method: str, features: Features) -> SimilarityMatrix | None:

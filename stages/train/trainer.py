@@ -1,11 +1,10 @@
-"""The training loop, of a head and of a whole backbone: batches, checkpoints, one row of losses an epoch."""
+"""The training loop, of a head and of a whole backbone: steps, checkpoints, one row of losses an epoch."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,9 @@ from stages.artifacts import writing
 from stages.backbone import BackboneNet
 from stages.device import derived_seed
 from stages.errors import InputError
-from stages.hashnet import Network, relaxed_codes
+from stages.hashnet import Network
 from stages.progress import progress_bar
+from stages.train.batches import Batches, number_of_batches
 from stages.train.config import Train
 from stages.train.methods.objective import Objective
 
@@ -25,54 +25,6 @@ History = list[dict[str, float]]
 
 #: DSCH's released code multiplies the learning rate by the one every so many steps.
 STAIRCASE, STAIR = 0.99, 200
-
-
-class Batches(Protocol):
-    """The n training images, as the network takes them."""
-
-    n: int
-
-    def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """All images once, in a random order: for each batch of b, `views` augmented views of each, (views * b, ...),
-        and the rows of the images, (views * b,), view by view. What is drawn depends on `seed` alone. 0 views are the
-        images themselves; of pixels it is a single view, since a backbone would learn them by heart.
-        """
-
-    def all_codes(self, net: Network) -> Tensor:
-        """Relaxed codes (n, K) of the unaugmented images, on the training device."""
-
-
-class CachedViews:
-    """Batches of cached features.
-
-    Attributes:
-        views: (V, n, dim) of the augmented views; images: (n, dim) of the images themselves.
-    """
-
-    def __init__(self, views: Tensor, images: Tensor, batch_size: int) -> None:
-        self.views, self.images, self.batch_size = views, images, batch_size
-        self.n = len(images)
-
-    def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        generator = torch.Generator().manual_seed(seed)
-        for rows in batches(self.n, self.batch_size, generator):
-            if not views:
-                rows = rows.to(self.images.device)
-                yield self.images[rows], rows
-                continue
-            # Distinct views of each image: the first ones of a random order.
-            order = torch.rand(len(self.views), len(rows), generator=generator).argsort(dim=0)[:views]
-            rows, order = rows.to(self.views.device), order.to(self.views.device)
-            yield self.views[order, rows].flatten(0, 1), rows.repeat(views)
-
-    def all_codes(self, net: Network) -> Tensor:
-        return relaxed_codes(net, self.images)
-
-
-def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """A random order of n rows in batches of nearly equal size, so that none is left with a single image."""
-    order = torch.randperm(n, generator=generator)
-    return iter(order.tensor_split(math.ceil(n / batch_size)))
 
 
 def parameter_groups(net: Network, objective: Objective, lr: float) -> list[dict[str, Any]]:
@@ -96,6 +48,40 @@ def make_optimizer(groups: Iterable[Any], options: Train, steps: int) -> tuple[O
     return optimizer, LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
+class MeanLosses:
+    """Mean over steps of scalars on the training device, from which they are read many steps at a time: to read a
+    value is to wait for all that comes before it.
+    """
+
+    #: Steps between two reads.
+    KEPT = 1000
+
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = []
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """The values of one step."""
+        if not self._steps:
+            self._sums = dict.fromkeys(values, 0.0)
+        self._steps += 1
+        self._kept.append(torch.stack([value.detach() for value in values.values()]))
+        if len(self._kept) == self.KEPT:
+            self._fold()
+
+    def read(self) -> dict[str, float]:
+        """The means."""
+        self._fold()
+        return {name: total / self._steps for name, total in self._sums.items()}
+
+    def _fold(self) -> None:
+        for values in torch.stack(self._kept).tolist() if self._kept else ():
+            for name, value in zip(self._sums, values, strict=True):
+                self._sums[name] += value
+        self._kept.clear()
+
+
 def train(
     net: Network, data: Batches, objective: Objective, options: Train, seed: int, checkpoint: Path,
     log: Callable[[dict[str, float]], None],
@@ -108,7 +94,7 @@ def train(
             a resumed training gives the same network as an undisturbed one.
         log: takes the mean losses of each finished epoch, including those before a resume.
     """
-    steps = math.ceil(data.n / options.batch_size)
+    steps = number_of_batches(data.n, options.batch_size)
     groups = parameter_groups(net, objective, options.lr)
     optimizer, schedule = make_optimizer(groups, options, options.epochs * steps)
     history: History = []
@@ -127,7 +113,7 @@ def train(
             seed_of_epoch = derived_seed(seed, epoch)
             torch.manual_seed(seed_of_epoch)  # of dropout
             objective.begin_epoch(epoch, lambda: data.all_codes(net))
-            sums: dict[str, float] = defaultdict(float)
+            means = MeanLosses()
             with closing(data.epoch(objective.views, seed_of_epoch)) as steps_of_epoch:
                 for inputs, rows in steps_of_epoch:
                     terms = objective.terms(net(inputs), rows)
@@ -136,9 +122,8 @@ def train(
                     loss.backward()
                     optimizer.step()
                     schedule.step()
-                    for name, value in {"loss": loss, **terms}.items():
-                        sums[name] += value.item()
-            losses = {name: total / steps for name, total in sums.items()}
+                    means.add({"loss": loss, **terms})
+            losses = means.read()
             if not math.isfinite(losses["loss"]):
                 raise InputError(
                     f"train.lr: the loss is {losses['loss']} in epoch {epoch + 1}; set less than {options.lr}"

@@ -13,6 +13,7 @@ from stages.device import derived_seed
 from stages.hashnet import HashNet, HashNetConfig
 from stages.train.losses import cosine
 from stages.train.methods.objective import Inputs, Objective, Terms
+from stages.train.streamed import Rows
 
 #: Images matched to the nouns at a time, so that memory does not grow with their number.
 CHUNK = 8192
@@ -50,6 +51,16 @@ def external_features(features: Tensor, nouns: Tensor, temperature: float) -> Te
     return F.normalize(torch.cat([part @ nouns for part in weights]), dim=1)
 
 
+class MatchedRows:
+    """External features, of it as of a tensor (n, d): computed when they are asked for, of images that are streamed."""
+
+    def __init__(self, features: Rows, nouns: Tensor, temperature: float) -> None:
+        self.features, self.nouns, self.temperature = features, nouns, temperature
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        return external_features(self.features[rows], self.nouns, self.temperature)
+
+
 def group_contrastive_loss(a: Tensor, b: Tensor, positive: Tensor, temperature: float) -> Tensor:
     """Mean over rows i of -log of the share of positives j in sum_j exp(cos(a_i, b_j) / temperature), in log space.
 
@@ -81,8 +92,9 @@ class DuhEg(Objective):
         self.options = inputs.options.duh_eg
         device, dim = inputs.features.device, inputs.features.shape[1]
         bank = noun_bank(inputs.concepts, self.options.clusters, self.options.representative, inputs.seed)
-        nouns = torch.from_numpy(inputs.concepts[bank]).to(inputs.features)
-        self.external = external_features(inputs.features, nouns, self.options.matching)
+        nouns = torch.from_numpy(inputs.concepts[bank]).to(device)
+        matched = MatchedRows(inputs.features, nouns, self.options.matching)
+        self.external = matched[slice(None)] if isinstance(inputs.features, Tensor) else matched
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(inputs.seed, 0))
             self.head = HashNet(HashNetConfig(dim, inputs.options.hidden, inputs.bits, "duh_eg")).to(device).train()

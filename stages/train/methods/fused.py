@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from stages.train.codebook import Codebook
 from stages.train.methods.objective import Inputs, Objective, Terms
 from stages.train.semantics import SharedComponents, SharedConcepts
+from stages.train.streamed import array_of
 
 #: Keeps the cross-entropy of a decided bit finite.
 MARGIN = 1e-5
@@ -25,7 +26,7 @@ class Fused(Objective):
     uses_distribution = True
 
     def __init__(self, inputs: Inputs) -> None:
-        options, features = inputs.options.fused, inputs.features.cpu().numpy()
+        options, features = inputs.options.fused, array_of(inputs.features)
         if inputs.distribution is None:
             semantics = SharedComponents(features, options.components, inputs.seed)
         else:

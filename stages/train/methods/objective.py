@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stages.components.artifact import Components
 from stages.similarity.matrix import SimilarityMatrix
 from stages.train.config import Train
+from stages.train.streamed import Rows
 
 Terms = dict[str, Tensor]
 
@@ -19,7 +20,8 @@ class Inputs:
     """What a method may train on.
 
     Attributes:
-        features: (n, dim) unit rows of the unaugmented training images, on the training device.
+        features: (n, dim) unit rows of the unaugmented training images, on the training device; where there are too
+            many for memory, rows that are read when they are asked for.
         components: of the features.
         similarity: None where there is no text side.
         options: the section ``train``; bits: code length; seed: of all that is drawn.
@@ -28,7 +30,7 @@ class Inputs:
         concepts: text features (m, dim) of the candidate concepts, unit rows; None unless the method needs them.
     """
 
-    features: Tensor
+    features: Rows
     components: Components
     similarity: SimilarityMatrix | None
     options: Train

@@ -1,0 +1,67 @@
+"""Training images as batches: what the loop takes, the order, and features that are all in memory."""
+
+import math
+from collections.abc import Generator, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stages.hashnet import Network, relaxed_codes
+
+
+class Batches(Protocol):
+    """The n training images, as the network takes them."""
+
+    n: int
+
+    def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """All images once, in a random order: for each batch of b, `views` augmented views of each, (views * b, ...),
+        and the rows of the images, (views * b,), view by view. What is drawn depends on `seed` alone. 0 views are the
+        images themselves; of pixels it is a single view, since a backbone would learn them by heart.
+        """
+
+    def all_codes(self, net: Network) -> Tensor:
+        """Relaxed codes (n, K) of the unaugmented images, on the training device."""
+
+
+class CachedViews:
+    """Batches of cached features.
+
+    Attributes:
+        views: (V, n, dim) of the augmented views; images: (n, dim) of the images themselves.
+    """
+
+    def __init__(self, views: Tensor, images: Tensor, batch_size: int) -> None:
+        self.views, self.images, self.batch_size = views, images, batch_size
+        self.n = len(images)
+
+    def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+        generator = torch.Generator().manual_seed(seed)
+        for rows in batches(self.n, self.batch_size, generator):
+            # Whole rows, by one index: several times as fast as indexing by view and row.
+            stored, places = self.images, rows
+            if views:
+                stored, places = self.views.flatten(0, 1), drawn_views(rows, self.n, len(self.views), views, generator)
+            inputs = stored.index_select(0, places.to(stored.device))
+            yield inputs, rows.to(stored.device).repeat(max(views, 1))
+
+    def all_codes(self, net: Network) -> Tensor:
+        return relaxed_codes(net, self.images)
+
+
+def number_of_batches(n: int, batch_size: int) -> int:
+    """Batches of an epoch over n images."""
+    return math.ceil(n / batch_size)
+
+
+def drawn_views(rows: Tensor, n: int, total: int, views: int, generator: torch.Generator) -> Tensor:
+    """Where `views` distinct ones of the `total` views of each of `rows` (b,) lie in (total * n, ...): (views * b,)."""
+    order = torch.rand(total, len(rows), generator=generator).argsort(dim=0)[:views]  # the first ones of a random order
+    return (order * n + rows).flatten()
+
+
+def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """A random order of n rows in batches of nearly equal size, so that none is left with a single image."""
+    order = torch.randperm(n, generator=generator)
+    return iter(order.tensor_split(number_of_batches(n, batch_size)))
