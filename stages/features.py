@@ -79,8 +79,9 @@ class Features:
     def views(self) -> np.ndarray:
         """Features of the augmented views of the training images: float32 (V, n_train, d), unit rows."""
         rows = np.empty(self._views.shape, np.float32)
-        for start in range(0, rows.shape[1], PIECE):
-            place = np.s_[:, start : start + PIECE]
+        step = max(1, PIECE // max(1, self.n_views))
+        for start in range(0, rows.shape[1], step):
+            place = np.s_[:, start : start + step]
             rows[place] = self._unit(self._views[place])
         return rows
 

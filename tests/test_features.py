@@ -49,6 +49,36 @@ def test_images_by_id(path: Path, ids: np.ndarray | slice) -> None:
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("piece", "gap"), [(1, 1), (3, 1), (2, 5), (1024, 64)])
+def test_in_whatever_pieces_it_is_read_the_rows_are_the_same_to_the_last_bit(
+    path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, gap: int
+) -> None:
+    with h5py.File(path) as file:
+        images, views = (file[name][:].astype(np.float32) for name in ("image/features", "train/views"))
+    monkeypatch.setattr("stages.features.PIECE", piece)
+    monkeypatch.setattr("stages.features.GAP", gap)
+    with Features(path) as features:
+        for ids in (np.arange(20), np.array([0, 1, 5, 5, 19]), np.array([2, 3, 4, 11, 12]), slice(3, 17, 2)):
+            chosen = images[ids]
+            expected = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
+            np.testing.assert_array_equal(features.images(ids), expected)
+        np.testing.assert_array_equal(features.views(), views / np.linalg.norm(views, axis=2, keepdims=True))
+        np.testing.assert_array_equal(features.stored_train(1, 4), images[TRAIN_ID[1:4]])
+        np.testing.assert_array_equal(features.stored_views(1, 3), views[:, 1:3])
+        assert features.stored_train(1, 4).dtype == features.stored_views(1, 3).dtype == np.float16
+
+
+def test_features_that_are_no_numbers_are_refused(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        file["image/features"][4, 2] = np.nan
+        file["train/views"][2, 3, 1] = np.inf
+    with Features(path) as features:
+        for read in (features.images, features.train, features.views):
+            with pytest.raises(InputError, match="features that are not finite numbers; "):
+                read()
+        assert features.images(slice(5, 20)).shape == (15, 6)
+
+
 def test_no_image(path: Path) -> None:
     with Features(path) as features:
         assert features.images(np.empty(0, np.int64)).shape == (0, 6)

@@ -14,7 +14,7 @@ from training_run import train_params
 from stages.hashnet import HashNet, HashNetConfig
 from stages.train.batches import CachedViews, batches
 from stages.train.methods.objective import Objective
-from stages.train.trainer import make_optimizer, train
+from stages.train.trainer import MeanLosses, make_optimizer, train
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -45,6 +45,34 @@ def test_batches_are_shuffled_by_their_generator() -> None:
     one, same, other = (torch.cat(list(batches(50, 8, torch.Generator().manual_seed(s)))).tolist() for s in (1, 1, 2))
     assert one == same != other
     assert one != sorted(one)
+
+
+@pytest.mark.parametrize("n_views", [0, 1, 2])
+def test_batches_of_cached_views_are_drawn_as_ever(n_views: int) -> None:
+    """The order and the views that the committed results were made with, bit by bit."""
+    views, images = torch.randn(3, 11, 2), torch.randn(11, 2)
+    generator = torch.Generator().manual_seed(5)
+    expected = []
+    for rows in torch.randperm(11, generator=generator).tensor_split(3):
+        if n_views:
+            order = torch.rand(3, len(rows), generator=generator).argsort(dim=0)[:n_views]
+            expected.append((views[order, rows].flatten(0, 1), rows.repeat(n_views)))
+        else:
+            expected.append((images[rows], rows))
+    found = list(CachedViews(views, images, 4).epoch(n_views, 5))
+    for one, other in zip(found, expected, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 1000])
+def test_mean_losses_are_those_of_every_step(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """Summed in double precision, step by step, however many are read at a time."""
+    monkeypatch.setattr(MeanLosses, "KEPT", kept)
+    values, means = torch.rand(7, 2, generator=torch.Generator().manual_seed(0)), MeanLosses()
+    for one, two in values:
+        means.add({"one": one.requires_grad_(), "two": two})
+    expected = {name: sum(column.tolist()) / 7 for name, column in zip(("one", "two"), values.T, strict=True)}
+    assert means.read() == expected
 
 
 class Recorder(nn.Module):
