@@ -97,7 +97,7 @@ def write_inputs(n: int) -> None:
     columns = {"id": ids, "factor": fixed_size_lists(shares.factor)}
     write_table(pa.table(columns), SIMILARITY, origin, {"scale": shares.scale, "offset": shares.offset})
     options = params("dsch", 1)[1]["components"]
-    values = -np.sort(-rng.random((n, options["top"]), np.float32) ** 4, axis=1)
+    values = -np.sort(-(rng.random((n, options["top"]), np.float32) ** 4), axis=1)
     first = rng.integers(0, options["fine"], (n, 1), np.int32)
     with h5py.File(COMPONENTS, "w") as file:
         made = Provenance("components", origin.dataset, origin.model, params=options)

@@ -116,9 +116,7 @@ class StreamedViews:
         return codes
 
 
-def windows(
-    n: int, batch_size: int, most: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
+def windows(n: int, batch_size: int, most: int, generator: torch.Generator) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """A random order of n images in windows of at most `most`, and at least a batch.
 
     Returns:
