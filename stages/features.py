@@ -92,9 +92,9 @@ class Features:
             rows[place] = stored
         return rows
 
-    def stored_views(self, start: int, stop: int) -> np.ndarray:
-        """The views of training images `start` to `stop`, as they are stored: float16 (V, n, d)."""
-        return self._views[:, start:stop]
+    def stored_view(self, view: int, start: int, stop: int) -> np.ndarray:
+        """One view of each of the training images `start` to `stop`, as it is stored: float16 (n, d)."""
+        return self._views[view, start:stop]
 
     def _pieces(self, ids: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Features of images by ascending ids as they are stored: places in `ids`, and the rows (n, d) of these."""

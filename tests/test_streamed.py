@@ -38,7 +38,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of 20 of the 41 images, or of seven with all of their views, in blocks of three."""
+    """Windows of 20 of the 41 images, or of ten with two views of each, in blocks of three."""
     monkeypatch.setattr(streamed, "WINDOW", 20 * 12 * 2)
     monkeypatch.setattr(streamed, "BLOCK", 3)
 
@@ -94,7 +94,7 @@ def test_the_generator_decides_on_the_blocks_of_a_window_and_the_order_in_it() -
 def test_each_step_sees_distinct_views_of_its_images(here: Path, small_windows: None, n_views: int) -> None:
     with Features() as features:
         expected = features.views() if n_views else features.train()[None]
-        data, order = StreamedViews(features, 5, CPU), []
+        data, order, used = StreamedViews(features, 5, CPU), [], set()
         for inputs, rows in data.epoch(n_views, seed=3):
             assert inputs.dtype == torch.float32
             images = rows.reshape(max(n_views, 1), -1)
@@ -104,10 +104,12 @@ def test_each_step_sees_distinct_views_of_its_images(here: Path, small_windows: 
             np.testing.assert_array_less(distance.min(axis=0), 1e-6)  # unit rows of the images that the method is told
             for views in distance.argmin(axis=0).reshape(images.shape).T.tolist():
                 assert len(set(views)) == len(views)
+                used.add(tuple(views))
         again = torch.cat([rows for _, rows in data.epoch(n_views, seed=3)])
         other = torch.cat([rows for _, rows in data.epoch(n_views, seed=4)])
         found = torch.cat([rows for _, rows in data.epoch(n_views, seed=3)])
     assert sorted(order) == list(range(41))
+    assert len(used) > n_views  # of 3 ordered choices of one view, and 6 of more
     assert torch.equal(again, found) and not torch.equal(other, found)
 
 

@@ -42,7 +42,8 @@ class CachedViews:
             # Whole rows, by one index: several times as fast as indexing by view and row.
             stored, places = self.images, rows
             if views:
-                stored, places = self.views.flatten(0, 1), drawn_views(rows, self.n, len(self.views), views, generator)
+                drawn = drawn_views(len(self.views), views, len(rows), generator)
+                stored, places = self.views.flatten(0, 1), (drawn * self.n + rows).flatten()
             inputs = stored.index_select(0, places.to(stored.device))
             yield inputs, rows.to(stored.device).repeat(max(views, 1))
 
@@ -55,10 +56,9 @@ def number_of_batches(n: int, batch_size: int) -> int:
     return math.ceil(n / batch_size)
 
 
-def drawn_views(rows: Tensor, n: int, total: int, views: int, generator: torch.Generator) -> Tensor:
-    """Where `views` distinct ones of the `total` views of each of `rows` (b,) lie in (total * n, ...): (views * b,)."""
-    order = torch.rand(total, len(rows), generator=generator).argsort(dim=0)[:views]  # the first ones of a random order
-    return (order * n + rows).flatten()
+def drawn_views(total: int, views: int, count: int, generator: torch.Generator) -> Tensor:
+    """`views` distinct ones of `total` views for each of `count` images, in random order: (views, count)."""
+    return torch.rand(total, count, generator=generator).argsort(dim=0)[:views]
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

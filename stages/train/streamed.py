@@ -81,32 +81,41 @@ class StreamedViews:
 
     def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         features, generator = self.features, torch.Generator().manual_seed(seed)
-        total = features.n_views if views else 1
-        most = max(WINDOW // (total * features.dim * 2), self.batch_size)
+        shown = max(views, 1)
+        most = max(WINDOW // (shown * features.dim * 2), self.batch_size)
         # One for all windows: memory that is new to the process costs as much as what is read into it.
-        buffer = np.empty((total, min(most, self.n), features.dim), np.float16)
+        buffer = np.empty((shown, min(most, self.n), features.dim), np.float16)
+        places_of_views = torch.arange(shown)[:, None] * buffer.shape[1]
         for blocks, parts in windows(self.n, self.batch_size, most, generator):
             images = np.concatenate([np.arange(*block) for block in blocks.tolist()])
-            self._read(blocks, buffer, bool(views))
+            # The images of a block are shown by the same views, so that no others need be read. View 1 of one image has
+            # no more to do with view 1 of another than with view 2 of it.
+            self._read(blocks, drawn_views(features.n_views, views, len(blocks), generator), buffer)
             window = torch.from_numpy(buffer).to(self.device).flatten(0, 1)
             finite = torch.tensor(True, device=self.device)
             for places in parts:
                 rows = torch.from_numpy(images[places.numpy()]).to(self.device)
-                chosen = drawn_views(places, buffer.shape[1], total, views, generator) if views else places
-                inputs = window.index_select(0, chosen.to(self.device)).float()
+                chosen = (places_of_views + places).flatten().to(self.device)
+                inputs = window.index_select(0, chosen).float()
                 length = torch.linalg.vector_norm(inputs, dim=1, keepdim=True)
                 finite &= length.isfinite().all()
-                yield inputs.div_(length.clamp_min_(1e-12)), rows.repeat(max(views, 1))
+                yield inputs.div_(length.clamp_min_(1e-12)), rows.repeat(shown)
             if not finite:  # asked once a window: a GPU would have to wait for the answer
                 raise damaged(features.path, "has features that are not finite numbers")
 
-    def _read(self, blocks: Tensor, buffer: np.ndarray, views: bool) -> None:
-        """Features of blocks of images, as they are stored, into the beginning of `buffer` float16 (V, w, dim)."""
+    def _read(self, blocks: Tensor, drawn: Tensor, buffer: np.ndarray) -> None:
+        """Features of blocks of images, as they are stored, into the beginning of `buffer` float16 (shown, w, dim).
+
+        Args:
+            drawn: (views, k) which views of each block; where there are none, the images themselves.
+        """
         end = 0
-        for start, stop in blocks.tolist():
+        for (start, stop), views in zip(blocks.tolist(), drawn.T.tolist(), strict=True):
             place, end = end, end + stop - start
-            read = self.features.stored_views if views else self.features.stored_train
-            buffer[:, place:end] = read(start, stop)
+            if not views:
+                buffer[0, place:end] = self.features.stored_train(start, stop)
+            for shown, view in enumerate(views):
+                buffer[shown, place:end] = self.features.stored_view(view, start, stop)
 
     def all_codes(self, net: Network) -> Tensor:
         codes = torch.empty(self.n, net.config.bits, device=self.device)
