@@ -32,10 +32,10 @@ from stages.params import parse
 from stages.similarity.matrix import SimilarityMatrix, similarity_matrix
 from stages.similarity.neighbours import TIE
 from stages.tables import fixed_size_lists, matrix, write_table
+from stages.train.batches import CachedViews
 from stages.train.config import Params
 from stages.train.methods.objective import Inputs
 from stages.train.methods.uhscm import Uhscm
-from stages.train.trainer import CachedViews
 
 ROOT = Path(__file__).parents[1]
 CONCEPTS, NEIGHBOURS = 80, 100
