@@ -19,8 +19,8 @@ from stages.errors import InputError, OutsideError
 
 #: The stages in the order in which data flows through them.
 STAGES = (
-    "download", "weights", "extract", "mine", "similarity", "components", "train", "encode", "baselines", "evaluate",
-    "explain",
+    "download", "weights", "extract", "mine", "similarity", "components", "train", "encode", "index", "baselines",
+    "evaluate", "explain",
 )  # fmt: skip
 
 app = typer.Typer(
@@ -58,7 +58,7 @@ def _register(name: str) -> None:
 
     help_text = _docstring(f"stages.{name}.config")
     register = app.command(name, help=help_text, rich_help_panel="Stages, in the order in which data flows")
-    register(_explain if name == "explain" else command)
+    register({"explain": _explain, "encode": _encode}.get(name, command))
 
 
 def _explain(
@@ -71,6 +71,44 @@ def _explain(
             run_stage("explain")
         else:
             importlib.import_module("stages.explain.command").explain(image, index, as_json)
+
+
+def _encode(
+    folder: Annotated[str | None, typer.Option(help="Encode the images of this folder; - reads paths.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A .parquet or .npy file.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A published network.", show_default="this project's")] = None,
+) -> None:
+    with one_line_errors():
+        if folder is None and output is None and model is None:
+            run_stage("encode")
+        else:
+            importlib.import_module("stages.encode.folder").encode(folder, output, model)
+
+
+@app.command("search")
+def _search(
+    image: Annotated[list[Path] | None, typer.Option(help="An image file; several: what they have in common.")] = None,
+    index: Annotated[int | None, typer.Option("--id", help="An image of the index.")] = None,
+    text: Annotated[str | None, typer.Option(help='Like "a dog and a boat".')] = None,
+    top: Annotated[int, typer.Option(help="Images to find.")] = 20,
+    radius: Annotated[int | None, typer.Option(help="Hamming distance in bits, at most.")] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Order the nearest by float features.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    output: Annotated[Path | None, typer.Option(help="A .json, .parquet or .png (contact sheet) file.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A published network.", show_default="this project's")] = None,
+) -> None:
+    """The images of data/index nearest to an image, to several, or to a text."""
+    with one_line_errors():
+        importlib.import_module("stages.search.command").search(
+            image or [], index, text, top, radius, rerank, as_json, output, model
+        )
+
+
+@app.command("export")
+def _export(output: Annotated[Path, typer.Argument(help="A .parquet or .npy file.")]) -> None:
+    """The ids and codes of data/index as a Parquet file, or as .npy with the ids beside it."""
+    with one_line_errors():
+        importlib.import_module("stages.index.export").export(output)
 
 
 @app.command("preset")

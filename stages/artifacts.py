@@ -34,6 +34,7 @@ SIMILARITY = Path("data/similarity.parquet")
 COMPONENTS = Path("data/components.h5")
 HASHNET = Path("models/hashnet")
 CODES = Path("data/codes.h5")
+INDEX = Path("data/index")
 METRICS = Path("reports/metrics.json")
 BASELINES = Path("reports/baselines.json")
 BASELINES_PRECISION_RECALL = Path("reports/plots/baselines_precision_recall.csv")
@@ -45,8 +46,8 @@ PRODUCER = {
     IMAGES: "download", DATASET: "download", SPLITS: "download", CLIP: "weights", BACKBONE: "weights",
     FEATURES: "extract", CONCEPTS: "mine",
     CONCEPT_DISTRIBUTION: "mine", SIMILARITY: "similarity", COMPONENTS: "components", HASHNET: "train",
-    CODES: "encode", METRICS: "evaluate", BASELINES: "baselines", BASELINES_PRECISION_RECALL: "baselines",
-    BASELINES_PRECISION_AT_N: "baselines", EXPLAIN: "explain",
+    CODES: "encode", INDEX: "index", METRICS: "evaluate", BASELINES: "baselines",
+    BASELINES_PRECISION_RECALL: "baselines", BASELINES_PRECISION_AT_N: "baselines", EXPLAIN: "explain",
 }  # fmt: skip
 
 #: Key of the provenance in Parquet schema metadata, HDF5 root attributes and JSON artifacts.
@@ -57,9 +58,16 @@ RESUME = Path(".resume")
 
 
 def rebuild_hint(path: Path) -> str:
-    """What to run to make `path` (an artifact or a file in one) again, as the end of a message."""
-    stage = next((PRODUCER[part] for part in (path, *path.parents) if part in PRODUCER), None)
-    return f"rebuild it with `dvc repro {stage}`" if stage else "rebuild it"
+    """What to run to make `path` (an artifact or a file in one) again, as the end of a message.
+
+    Of an artifact of a project elsewhere (``other/data/codes.h5``) it says where to run it, too.
+    """
+    for part in (path, *path.parents):
+        for artifact, stage in PRODUCER.items():
+            project, rest = part.parts[: -len(artifact.parts)], part.parts[-len(artifact.parts) :]
+            if rest == artifact.parts:
+                return f"rebuild it with `dvc repro {stage}`" + (f" in {Path(*project)}" if project else "")
+    return "rebuild it"
 
 
 def damaged(path: Path, reason: object) -> InputError:

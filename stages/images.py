@@ -81,6 +81,20 @@ def grey_thumbnail(data: bytes, size: tuple[int, int]) -> bytes:
         return _squeezed(np.asarray(image.reduce(factors) if factors != (1, 1) else image), size)
 
 
+def thumbnail(data: bytes, size: int) -> bytes:
+    """An image as a JPEG that fits into a square of `size` pixels, upright, its shape kept; never enlarged.
+
+    Raises:
+        ValueError: as of :func:`decode`.
+    """
+    pixels = _plain_jpeg(data, "RGB", (2 * size, 2 * size))  # at twice the size, shrinking still averages enough
+    image = decode(data) if pixels is None else Image.fromarray(pixels)
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def _squeezed(pixels: np.ndarray, size: tuple[int, int]) -> bytes:
     """Pixels uint8 (h, w) as those of `size` (width, height), each the mean of the area that it covers."""
     if pixels.shape[::-1] == size:

@@ -41,13 +41,13 @@ from stages.components import stage as components
 from stages.components.artifact import read_components
 from stages.components.config import Params as ComponentsParams
 from stages.components.density import Mixture
+from stages.encoder import Encoder
 from stages.evaluate.reports import read_report
 from stages.explain import figures, survey
 from stages.explain.bits import BitMoments, Profile, hamming, likeness, strongest
 from stages.explain.command import explain
 from stages.explain.config import Params
 from stages.explain.hierarchy import concept_hierarchy, jensen_shannon, top_entries
-from stages.explain.image import _relaxed, read_image
 from stages.explain.inputs import Semantics, category_groups, naming, read_semantics
 from stages.explain.reading import read_code
 from stages.explain.recovery import (
@@ -65,6 +65,7 @@ from stages.explain.recovery import (
 from stages.explain.stage import run
 from stages.explain.tables import BITS, HIERARCHY, read_bits, read_component_concepts, write_bits
 from stages.features import Features
+from stages.image_files import read_image
 from stages.images import ImageShards, read_dataset, read_row_group
 from stages.params import parse, read_params_file
 from stages.scenes.catalogue import GROUPS, SHOWN
@@ -725,7 +726,9 @@ def test_a_backbone_is_given_the_picture():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
     with torch.inference_mode():
         expected = net(evaluation_pixels(image, 12)[None]).numpy()
-    np.testing.assert_array_equal(_relaxed(net, image, np.zeros((1, 4), np.float32)), expected)
+    features, relaxed = Encoder(net, None, Provenance("train"), torch.device("cpu")).images([image])
+    assert features is None
+    np.testing.assert_array_equal(relaxed, expected)
 
 
 # ---- pictures

@@ -4,16 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from stages.artifacts import CLIP, CODES, FEATURES, HASHNET, Provenance
-from stages.clip import ClipModel, load_clip
+from stages.artifacts import CODES, FEATURES, HASHNET, Provenance
 from stages.codes import pack, read_codes, unpack
-from stages.download.files import read_inside, text
+from stages.download.files import text
 from stages.errors import InputError
 from stages.explain.tables import BITS
 from stages.features import Features
-from stages.images import decode
+from stages.image_files import read_image
 
 
 @dataclass(frozen=True)
@@ -35,54 +33,12 @@ def encode_file(path: Path, like: Provenance) -> Encoded:
         InputError: the file is no readable image, or a model is missing, damaged or another one.
     """
     image = read_image(path)
-    from stages.hashnet import load_hashnet  # PyTorch takes a second, which a bad file need not wait for
+    from stages.encoder import Encoder  # PyTorch takes a second, which a bad file need not wait for
 
-    net, made_from = load_hashnet()
-    require_same_network(made_from, like, HASHNET)
-    clip = load_clip(CLIP)
-    Provenance("weights", model=clip.sha256).require_same(like, CLIP, BITS)
-    features = clip_features(clip, image)
-    return Encoded(text(str(path)), features, unpack(pack(_relaxed(net, image, features)))[0])
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image file as RGB, upright, within the bounds of :func:`stages.images.decode`.
-
-    Raises:
-        InputError: it is no plain file, cannot be read, or is no image, or a bomb.
-    """
-    shown = text(str(path))
-    if not path.exists():
-        raise InputError(f"{shown}: not found; --image takes the path of an image file")
-    place = path.resolve()
-    data, problem = read_inside(str(place), str(place.parent))
-    if problem:
-        raise InputError(f"{shown}: {problem}; --image takes the path of an image file")
-    try:
-        return decode(data)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{shown}: {reason}; --image takes the path of an image file") from None
-
-
-def clip_features(clip: ClipModel, image: Image.Image) -> np.ndarray:
-    """The feature of an image as ``data/features.h5`` would have it: float32 (1, d), of unit length."""
-    features = clip.encode_images(clip.preprocess(image)[None]).numpy()
-    features = features.astype(np.float16).astype(np.float32)
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
-def _relaxed(net: object, image: Image.Image, features: np.ndarray) -> np.ndarray:
-    import torch
-
-    from stages.backbone import BackboneNet, evaluation_pixels
-    from stages.hashnet import relaxed_codes
-
-    if isinstance(net, BackboneNet):
-        inputs = evaluation_pixels(image, net.config.image_size)[None]
-    else:
-        inputs = torch.from_numpy(features)
-    return relaxed_codes(net, inputs).numpy()
+    encoder = Encoder.load(features=True)
+    require_same_network(encoder.made_from, like, HASHNET)
+    features, relaxed = encoder.images([image])
+    return Encoded(text(str(path)), features, unpack(pack(relaxed))[0])
 
 
 def encoded_id(index: int, like: Provenance) -> Encoded:
