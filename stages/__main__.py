@@ -111,6 +111,13 @@ def _export(output: Annotated[Path, typer.Argument(help="A .parquet or .npy file
         importlib.import_module("stages.index.export").export(output)
 
 
+@app.command("publish")
+def _publish(folder: Annotated[Path, typer.Argument(help="A new folder, or one published before.")]) -> None:
+    """The trained network as a folder to use elsewhere: weights, CLIP, concepts and a model card."""
+    with one_line_errors():
+        importlib.import_module("stages.publish").publish(folder)
+
+
 @app.command("preset")
 def _preset(name: Annotated[str | None, typer.Argument(help="Like uhscm_paper/cifar10.")] = None) -> None:
     """Write a paper's parameters for a data set into params.yaml; without a name, list what there is."""

@@ -1,6 +1,6 @@
 """New images to features and codes, with the models of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,31 @@ from stages.backbone import BackboneNet, evaluation_pixels
 from stages.clip import ClipModel, load_clip, read_clip_config
 from stages.device import resolve_device
 from stages.hashnet import HashNet, Network, load_hashnet, relaxed_codes
+
+#: What the two models take: float32 (3, h, w) for CLIP, uint8 (3, size, size) for a backbone; a batch has n of each.
+Prepared = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A decoded image to what the models take; either is None where it is not needed."""
+
+    preprocess: Callable[[Image.Image], torch.Tensor] | None
+    size: int | None
+
+    def __call__(self, image: Image.Image) -> Prepared:
+        return (
+            None if self.preprocess is None else self.preprocess(image),
+            None if self.size is None else evaluation_pixels(image, self.size),
+        )
+
+
+def stacked(prepared: Sequence[Prepared]) -> Prepared:
+    """Prepared images as a batch; nothing of none."""
+    if not prepared:
+        return None, None
+    first, second = (None if parts[0] is None else torch.stack(parts) for parts in zip(*prepared, strict=True))
+    return first, second
 
 
 @dataclass(frozen=True)
@@ -51,10 +76,11 @@ class Encoder:
     def bits(self) -> int:
         return self.net.config.bits
 
-    def prepare(self, image: Image.Image) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What the two models take of an image: float32 (3, h, w) for `clip`, uint8 (3, size, size) for a backbone."""
-        pixels = evaluation_pixels(image, self.net.config.image_size) if isinstance(self.net, BackboneNet) else None
-        return (None if self.clip is None else self.clip.preprocess(image)), pixels
+    @property
+    def prepare(self) -> "Preparation":
+        """What makes the inputs of both models from an image; it can go to another process."""
+        size = self.net.config.image_size if isinstance(self.net, BackboneNet) else None
+        return Preparation(None if self.clip is None else self.clip.preprocess, size)
 
     def encode(
         self, preprocessed: torch.Tensor | None, pixels: torch.Tensor | None
@@ -66,8 +92,7 @@ class Encoder:
 
     def images(self, images: Sequence[Image.Image]) -> tuple[np.ndarray | None, np.ndarray]:
         """:meth:`encode` of decoded images."""
-        preprocessed, pixels = zip(*map(self.prepare, images), strict=True)
-        return self.encode(*(None if parts[0] is None else torch.stack(parts) for parts in (preprocessed, pixels)))
+        return self.encode(*stacked(list(map(self.prepare, images))))
 
 
 def stored_features(clip: ClipModel, preprocessed: torch.Tensor) -> np.ndarray:

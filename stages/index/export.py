@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.artifacts import replacing, write_json
+from stages.artifacts import Provenance, replacing, write_json
 from stages.errors import InputError
 from stages.index.opened import BinaryIndex
 from stages.tables import fixed_size_lists, write_table
@@ -31,7 +31,7 @@ def export(output: Path) -> None:
         write_npy(output.with_suffix(".ids.npy"), index.ids)
 
 
-def write_encoded(output: Path, names: list[str], codes: np.ndarray, method: str, provenance: object) -> None:
+def write_encoded(output: Path, names: list[str], codes: np.ndarray, method: str, provenance: Provenance) -> None:
     """Write the codes of files: as of :func:`export`, with the column ``path``, or the paths in ``NAME.paths.json``."""
     if output.suffix == ".parquet":
         table = pa.table({"path": pa.array(names, pa.string()), "code": fixed_size_lists(codes)})
