@@ -3,6 +3,8 @@
 All results are ordered by distance, and by row where distances are equal.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import comb
 from typing import Literal
 
@@ -67,6 +69,22 @@ def nearest(index: faiss.IndexBinary, code: np.ndarray, count: int) -> tuple[np.
     count = min(count, index.ntotal)
     if isinstance(index, faiss.IndexBinaryMultiHash):
         return _looked_up(index, code, count)
+    with _one_thread():
+        return _compared(index, code, count)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Faiss gives each query one thread; for a single one the others would only be woken, and wait in a busy loop."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # of this thread alone
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _compared(index: faiss.IndexBinary, code: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(index, faiss.IndexBinaryIVF):
         distances, rows = index.search(code[None], count)
         return _ordered(rows[0][rows[0] >= 0], distances[0][rows[0] >= 0])
@@ -86,7 +104,8 @@ def within(index: faiss.IndexBinary, code: np.ndarray, radius: int) -> tuple[np.
             index = storage(index)
         else:
             index.nflip = flips
-    _, distances, rows = index.range_search(code[None], radius + 1)
+    with _one_thread():
+        _, distances, rows = index.range_search(code[None], radius + 1)
     return _ordered(rows, distances.astype(np.int32))
 
 

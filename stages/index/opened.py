@@ -47,6 +47,8 @@ class BinaryIndex:
         self._index = read_faiss(self.directory, self.manifest)
         self._rows = read_rows(self.directory, self.manifest)
         self.ids: np.ndarray = self._rows["id"].to_numpy()
+        # Of one chunk, these are no copies; taking a few values of many chunks would take longer than the search.
+        self._names, self._labels = (self._rows[column].combine_chunks() for column in ("name", "labels"))
         for name in ("_order", "_parts"):
             self.__dict__.pop(name, None)
 
@@ -106,12 +108,12 @@ class BinaryIndex:
 
     def names(self, rows: np.ndarray) -> list[str | None]:
         """The file names that the images of some rows came with; None where there was none."""
-        return self._rows["name"].take(rows).to_pylist()
+        return self._names.take(pa.array(rows)).to_pylist()
 
     def labels(self, rows: np.ndarray) -> list[list[str]]:
         """The names of the labels of the images of some rows."""
         classes = self.manifest.classes
-        return [[classes[label] for label in some or ()] for some in self._rows["labels"].take(rows).to_pylist()]
+        return [[classes[label] for label in some or ()] for some in self._labels.take(pa.array(rows)).to_pylist()]
 
     def thumbnails(self, ids: np.ndarray) -> dict[int, bytes | None]:
         """Small JPEGs by id; None for an image that came without pixels."""
