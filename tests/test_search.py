@@ -181,19 +181,6 @@ def test_only_candidates_are_re_ranked(project, searcher, monkeypatch):
     assert set(searcher.by_id(image, top=2, rerank=True).ids) <= set(ids[:20])
 
 
-def test_features_are_read_by_slices(project, searcher, monkeypatch):
-    """Not from the first candidate to the last."""
-    read = []
-    inner = Features.images
-    monkeypatch.setattr(Features, "images", lambda self, ids: read.append(ids) or inner(self, ids))
-    monkeypatch.setattr("stages.search.searcher.GAP", 5)
-    ids = np.array([200, 3, 4, 201, 90])
-    found = searcher._features_of(ids)
-    assert [part.tolist() for part in read] == [[3, 4], [90], [200, 201]]
-    with Features() as features:
-        np.testing.assert_array_equal(found, inner(features, slice(None))[ids])
-
-
 def test_by_text_asks_the_images_most_like_the_text(project, searcher):
     clip = load_clip()
     with Features() as features:

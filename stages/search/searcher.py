@@ -28,8 +28,6 @@ Picture = str | Path | bytes | Image.Image
 
 #: Hits by Hamming distance that are re-ranked: this many for each that is wanted, and at least so many.
 CANDIDATES_PER_HIT, CANDIDATES = 10, 500
-#: Rows of ``features.h5`` between two candidates that are rather read than left out.
-GAP = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +160,7 @@ class Searcher:
         return rows[:count], distances[:count]
 
     def _features_of(self, ids: np.ndarray) -> np.ndarray:
-        """Features float32 (n, d) of images; rows of NaN for those that have none. Few rows of the file are read."""
+        """Features float32 (n, d) of images; rows of NaN for those that have none."""
         features = self._features
         found = np.full((len(ids), features.dim), np.nan, np.float32)
         added = self.index.added_features(ids)
@@ -171,9 +169,7 @@ class Searcher:
                 found[place] = _unit(np.array(added[image], np.float32))
         places = np.flatnonzero((ids < features.n_images) & ~np.isin(ids, list(added)))
         places = places[np.argsort(ids[places])]
-        runs = np.split(places, np.flatnonzero(np.diff(ids[places]) > GAP) + 1)
-        for run in runs:
-            found[run] = features.images(ids[run])
+        found[places] = features.images(ids[places])
         return found
 
     # ---- what is loaded once
