@@ -14,7 +14,7 @@ from stages.clip import ClipModel, load_clip, read_clip_config
 from stages.device import resolve_device
 from stages.hashnet import HashNet, Network, load_hashnet, relaxed_codes
 
-#: What the two models take: float32 (3, h, w) for CLIP, uint8 (3, size, size) for a backbone; a batch has n of each.
+#: What the two models take: uint8 (h, w, 3) for CLIP, uint8 (3, size, size) for a backbone; a batch has n of each.
 Prepared = tuple[torch.Tensor | None, torch.Tensor | None]
 
 

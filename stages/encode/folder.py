@@ -83,7 +83,9 @@ def encode_files(
     """
     items = DecodedFiles(paths, encoder.prepare, thumbnails)
     advice = "encode: free some memory and run it again"
-    with naming_lost_workers(advice), closing(in_order(items, workers, "encode")) as made:
+    with naming_lost_workers(advice), closing(
+        in_order(items, workers, "encode", yielding=encoder.device.type == "cpu")
+    ) as made:
         for names, (preprocessed, pixels), small, skipped in made:
             features, codes = None, np.empty((0, encoder.bits // 8), np.uint8)
             if names:
