@@ -76,7 +76,7 @@ def _explain(
 def _encode(
     folder: Annotated[str | None, typer.Option(help="Encode the images of this folder; - reads paths.")] = None,
     output: Annotated[Path | None, typer.Option(help="A .parquet or .npy file.")] = None,
-    model: Annotated[Path | None, typer.Option(help="A published network.", show_default="this project's")] = None,
+    model: Annotated[str | None, typer.Option(help="A published network: DIR or hf-hub:ORG/NAME.")] = None,
 ) -> None:
     with one_line_errors():
         if folder is None and output is None and model is None:
@@ -95,7 +95,7 @@ def _search(
     rerank: Annotated[bool, typer.Option("--rerank", help="Order the nearest by float features.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
     output: Annotated[Path | None, typer.Option(help="A .json, .parquet or .png (contact sheet) file.")] = None,
-    model: Annotated[Path | None, typer.Option(help="A published network.", show_default="this project's")] = None,
+    model: Annotated[str | None, typer.Option(help="A published network: DIR or hf-hub:ORG/NAME.")] = None,
 ) -> None:
     """The images of data/index nearest to an image, to several, or to a text."""
     with one_line_errors():

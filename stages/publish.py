@@ -1,10 +1,11 @@
 """``python -m stages publish DIR``: a trained network as a folder that needs nothing else of its project.
 
 It is laid out like a project, so whatever reads a project's models reads it: ``search --model DIR``, ``encode --model
-DIR``, :meth:`stages.encoder.Encoder.load`.
+DIR``, :meth:`stages.encoder.Encoder.load`. Uploaded to the Hugging Face hub as it is, it is ``hf-hub:ORG/NAME``.
 """
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,9 @@ from stages.errors import InputError
 from stages.images import read_dataset
 from stages.tables import read_table
 
-CARD = "README.md"
+CARD, HUB = "README.md", "hf-hub:"
+#: By which a published network is known.
+NEEDED = f"{HASHNET.as_posix()}/config.json"
 
 
 def publish(target: Path) -> None:
@@ -39,6 +42,29 @@ def publish(target: Path) -> None:
         shutil.copyfile(CONCEPTS, directory / CONCEPTS)
         kept = table.filter(table["kept"])["concept"].to_pylist()
         (directory / CARD).write_text(card(kept), encoding="utf-8")
+
+
+def published(model: str | Path) -> Path:
+    """The folder of a published network: `model` itself, or what ``hf-hub:ORG/NAME`` (or ``...@REVISION``) names.
+
+    Raises:
+        InputError, OutsideError: as of :func:`stages.hub.snapshot`, or the repository has no network.
+    """
+    if not str(model).startswith(HUB):
+        return Path(model)
+    from stages.hub import Repository, snapshot
+
+    name, _, revision = str(model).removeprefix(HUB).partition("@")
+    otherwise = "give the path of a published folder"
+    repository = Repository(name, "model", "--model", otherwise, revision or None)
+
+    def parts(names: Iterable[str]) -> list[str]:
+        chosen = [file for file in names if Path(file).parent in (HASHNET, CLIP) or Path(file) == CONCEPTS]
+        if NEEDED not in chosen:
+            raise InputError(f"--model: {repository.page} has no {NEEDED}, so it is no published network; {otherwise}")
+        return chosen
+
+    return snapshot(repository, parts).files[NEEDED].parents[len(HASHNET.parts)]
 
 
 def card(concepts: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hub_server import serve_hub
 from odd_pictures import ODD, READABLE, UNREADABLE, bomb
 from PIL import Image
 from rich.console import Console
@@ -469,6 +471,32 @@ def test_a_published_network_is_used_elsewhere(here, pictures, run_stages: Stage
     (elsewhere / "a.png").write_bytes(pictures[6])
     run_stages(elsewhere, "encode", "--folder", ".", "--output", "a.npy", "--model", str(target)).check()
     np.testing.assert_array_equal(np.load(elsewhere / "a.npy"), expected)
+
+
+def test_a_network_comes_from_the_hub(here, pictures, tmp_path_factory):
+    """Fetched once; then it is there without the hub, too."""
+    publish(Path("net"))
+    files = {file.relative_to("net").as_posix(): file.read_bytes() for file in Path("net").rglob("*") if file.is_file()}
+    Path("photos").mkdir()
+    Path("photos/a.png").write_bytes(pictures[6])
+    expected = pack(relaxed([6]))
+
+    def encoded(name: str, **environment: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "stages", "encode", "--folder", "photos", "--output", "a.npy", "--model", name]
+        Path("a.npy").unlink(missing_ok=True)
+        settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT), **environment}
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
+
+    cache = tmp_path_factory.mktemp("hub cache")
+    with serve_hub({"org/net": files, "org/other": {"config.json": b"{}"}}) as hub:
+        for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
+            done = encoded("hf-hub:org/net", **environment)
+            assert done.returncode == 0, done.stderr
+            np.testing.assert_array_equal(np.load("a.npy"), expected)
+        for name, words in (("org/other", "no published network"), ("org/none", "does not exist")):
+            done = encoded(f"hf-hub:{name}")
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+            assert done.stderr.startswith("error: --model: ") and words in done.stderr
 
 
 def test_publishing_overwrites_nothing_else(here):

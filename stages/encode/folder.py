@@ -17,6 +17,7 @@ from stages.errors import InputError
 from stages.images import decode, thumbnail
 from stages.index.export import require_kind, write_encoded
 from stages.params import parse, read_params_file
+from stages.publish import published
 from stages.workers import cores
 
 #: Images that are decoded and encoded at a time.
@@ -114,13 +115,13 @@ def files_of(folder: str) -> list[Path]:
         raise InputError(f"--folder {text(folder)}: no image files there; name a folder with some") from None
 
 
-def encode(folder: str | None, output: Path | None, model: Path | None) -> None:
+def encode(folder: str | None, output: Path | None, model: str | Path | None) -> None:
     """Encode image files and write their paths and codes; say on standard error what was skipped.
 
     Args:
         folder: as of :func:`files_of`.
         output: as of :func:`stages.index.export.write_encoded`.
-        model: a published network; None: that of the current directory.
+        model: a published network, see :func:`stages.publish.published`; None: that of the current directory.
 
     Raises:
         InputError: an argument is missing or of no use, nothing can be read, or a model is missing or damaged.
@@ -129,7 +130,7 @@ def encode(folder: str | None, output: Path | None, model: Path | None) -> None:
         raise InputError("encode: give both --folder DIR (or - for paths from standard input) and --output FILE")
     require_kind(output)
     paths = files_of(folder)
-    encoder = Encoder.load(model or Path(), _device(model))
+    encoder = Encoder.load(Path() if model is None else published(model), _device(model))
     batches = list(encode_files(encoder, paths, 0 if len(paths) <= BATCH else cores()))
     names = [name for batch in batches for name in batch.names]
     skipped = [entry for batch in batches for entry in batch.skipped]
@@ -145,7 +146,7 @@ def encode(folder: str | None, output: Path | None, model: Path | None) -> None:
                                                                        if skipped else ""))  # fmt: skip
 
 
-def _device(model: Path | None) -> str:
+def _device(model: str | Path | None) -> str:
     from stages.encode.config import Params
 
     return "auto" if model is not None else parse(Params, read_params_file()).device

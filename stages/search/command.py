@@ -21,7 +21,7 @@ SUFFIXES = (".json", ".parquet", ".png")
 
 def search(
     images: list[Path], index: int | None, text: str | None, top: int, radius: int | None, rerank: bool, as_json: bool,
-    output: Path | None, model: Path | None,
+    output: Path | None, model: str | None,
 ) -> None:  # fmt: skip
     """Search ``data/index`` of the current directory and print what was found, or write it to `output`.
 

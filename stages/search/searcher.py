@@ -17,6 +17,7 @@ from stages.features import Features
 from stages.image_files import read_image
 from stages.images import MAX_PIXELS, decode
 from stages.index.opened import BinaryIndex
+from stages.publish import published
 from stages.search.hits import Hits
 from stages.search.text import Texts, text_code
 
@@ -60,14 +61,15 @@ class Searcher:
         """Open ``data/index`` of a project.
 
         Args:
-            model: a published network to encode images with (``python -m stages publish``); None: the project's own.
+            model: a published network to encode images with (``python -m stages publish``), a folder or
+                ``hf-hub:ORG/NAME``; None: the project's own.
             device: of the models, as the parameter ``device``.
 
         Raises:
             InputError: there is no index, or it is damaged.
         """
         project = Path(project)
-        return cls(BinaryIndex(project / INDEX), project, project if model is None else Path(model), device)
+        return cls(BinaryIndex(project / INDEX), project, project if model is None else published(model), device)
 
     # ---- queries
 
