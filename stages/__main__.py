@@ -16,11 +16,12 @@ import typer
 
 from stages.artifacts import DISK_ERRORS
 from stages.errors import InputError, OutsideError
+from stages.timings import timed
 
 #: The stages in the order in which data flows through them.
 STAGES = (
     "download", "weights", "extract", "mine", "similarity", "components", "train", "encode", "index", "baselines",
-    "evaluate", "explain",
+    "evaluate", "explain", "report",
 )  # fmt: skip
 
 app = typer.Typer(
@@ -48,7 +49,8 @@ def run_stage(name: str) -> None:
         if key not in known:
             raise InputError(f"{PARAMS_FILE}: {unknown_key(str(key), known)}")
     params = {stage: parse(config, values) for stage, config in configs.items()}
-    importlib.import_module(f"stages.{name}.stage").run(params[name])
+    with timed(name, params[name].model_dump(mode="json")):
+        importlib.import_module(f"stages.{name}.stage").run(params[name])
 
 
 def _register(name: str) -> None:
@@ -135,6 +137,18 @@ def _benchmark(
 ) -> None:
     with one_line_errors():
         importlib.import_module("stages.benchmark.stage").run(plan, workers, queue, collect)
+
+
+@app.command("compare")
+def _compare(
+    first: Annotated[str, typer.Argument(metavar="REV1", help="A git revision, a DVC experiment, or `workspace`.")],
+    second: Annotated[str, typer.Argument(metavar="REV2", help="Likewise.")] = "workspace",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a pull request.")] = False,
+) -> None:
+    """Two runs side by side: parameters that differ, metrics and baselines with their differences."""
+    with one_line_errors():
+        importlib.import_module("stages.compare").compare(first, second, as_json, markdown)
 
 
 class Terminated(BaseException):

@@ -39,6 +39,10 @@ METRICS = Path("reports/metrics.json")
 BASELINES = Path("reports/baselines.json")
 BASELINES_PRECISION_RECALL = Path("reports/plots/baselines_precision_recall.csv")
 BASELINES_PRECISION_AT_N = Path("reports/plots/baselines_precision_at_n.csv")
+PRECISION_RECALL = Path("reports/plots/precision_recall.csv")
+PRECISION_AT_N = Path("reports/plots/precision_at_n.csv")
+QUERY_PRECISION = Path("reports/query_precision.parquet")
+TRAINING = Path("reports/train")
 EXPLAIN = Path("reports/explain")
 
 #: The stage that makes an artifact, for "rebuild it with ..." in messages.
@@ -46,8 +50,9 @@ PRODUCER = {
     IMAGES: "download", DATASET: "download", SPLITS: "download", CLIP: "weights", BACKBONE: "weights",
     FEATURES: "extract", CONCEPTS: "mine",
     CONCEPT_DISTRIBUTION: "mine", SIMILARITY: "similarity", COMPONENTS: "components", HASHNET: "train",
-    CODES: "encode", INDEX: "index", METRICS: "evaluate", BASELINES: "baselines",
-    BASELINES_PRECISION_RECALL: "baselines", BASELINES_PRECISION_AT_N: "baselines", EXPLAIN: "explain",
+    TRAINING: "train", CODES: "encode", INDEX: "index", BASELINES: "baselines",
+    BASELINES_PRECISION_RECALL: "baselines", BASELINES_PRECISION_AT_N: "baselines", METRICS: "evaluate",
+    PRECISION_RECALL: "evaluate", PRECISION_AT_N: "evaluate", QUERY_PRECISION: "evaluate", EXPLAIN: "explain",
 }  # fmt: skip
 
 #: Key of the provenance in Parquet schema metadata, HDF5 root attributes and JSON artifacts.

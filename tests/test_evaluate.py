@@ -9,7 +9,20 @@ from matplotlib.axes import Axes
 from PIL import Image
 from small_run import CLASSES, write_small_run
 
-from stages.artifacts import BASELINES, CODES, COMPONENTS, CONCEPTS, DATASET, METRICS, Provenance, read_json, write_json
+from stages.artifacts import (
+    BASELINES,
+    CODES,
+    COMPONENTS,
+    CONCEPTS,
+    DATASET,
+    METRICS,
+    PRECISION_AT_N,
+    PRECISION_RECALL,
+    QUERY_PRECISION,
+    Provenance,
+    read_json,
+    write_json,
+)
 from stages.baselines.config import Params as BaselinesParams
 from stages.baselines.stage import run as run_baselines
 from stages.codes import read_codes
@@ -17,9 +30,9 @@ from stages.components.artifact import Components
 from stages.errors import InputError
 from stages.evaluate import pictures, plots
 from stages.evaluate.config import Params
-from stages.evaluate.examples import example_queries, largest_groups
+from stages.evaluate.examples import evenly_spaced, example_queries, largest_groups
 from stages.evaluate.inputs import Concepts
-from stages.evaluate.reports import NO_LABELS, PRECISION_AT_N, PRECISION_RECALL, read_report
+from stages.evaluate.reports import NO_LABELS, read_query_precision, read_report
 from stages.evaluate.stage import run
 from stages.images import ImageShards
 
@@ -74,6 +87,10 @@ def test_stage_writes_everything(small_run):
         table = list(csv.DictReader(file))
     assert (table[0]["n"], table[-1]["n"]) == ("1", "100")
     assert float(table[0]["precision"]) == pytest.approx(content["precision_at_1"])
+    ids, precision, made = read_query_precision(["10", "50", "all"])
+    assert ids.tolist() == read_codes().query_id.tolist() and made == provenance
+    means = [precision["10"].mean(), precision["50"].mean(), precision["all"].mean()]
+    assert means == pytest.approx([content[f"map_{name}_tie_aware"] for name in ("at_10", "at_50", "all")])
     assert_pictures()
 
 
@@ -148,7 +165,8 @@ def test_the_columns_of_exp_show_are_numbers(small_run):
 
 def test_running_again_gives_the_same_bytes(small_run):
     evaluate()
-    files = [METRICS, PRECISION_RECALL, PRECISION_AT_N, *(METRICS.parent / f"{name}.png" for name in PICTURES)]
+    files = [METRICS, PRECISION_RECALL, PRECISION_AT_N, QUERY_PRECISION]
+    files += [METRICS.parent / f"{name}.png" for name in PICTURES]
     before = [file.read_bytes() for file in files]
     evaluate()
     assert [file.read_bytes() for file in files] == before
@@ -195,7 +213,7 @@ def test_fewer_images_than_a_sheet_has_places(small_run):
 
 def test_examples_are_the_nearest_images_with_their_distances(small_run):
     codes, labels = read_codes(), ImageShards().labels(len(CLASSES))
-    examples = example_queries(codes, labels, CLASSES, queries=3, neighbours=5)
+    examples = example_queries(codes, labels, CLASSES, evenly_spaced(len(codes.query), 3), neighbours=5)
     assert [example.query for example in examples] == [codes.query_id[i] for i in (0, 10, 19)]
     for example in examples:
         query = codes.query[np.flatnonzero(codes.query_id == example.query)[0]]

@@ -1,9 +1,9 @@
 """Retrieval metrics, curves and pictures of the hash codes.
 
 Reads data/codes.h5, the labels, the concepts, the components and the baselines. Writes reports/metrics.json,
-reports/plots/*.csv and reports/*.png. mAP is reported at the cut-offs of the data set's protocol and over the whole
-database, in the stable order that papers use and in expectation over random order within ties. Without labels there
-are no metrics but those of the codes themselves.
+reports/plots/*.csv, reports/*.png and, with the average precision of each query, reports/query_precision.parquet. mAP
+is reported at the cut-offs of the data set's protocol and over the whole database, in the stable order that papers use
+and in expectation over random order within ties. Without labels there are no metrics but those of the codes themselves.
 """
 
 from typing import Annotated

@@ -10,15 +10,19 @@ from stages.evaluate.pictures import Component, Example, Group, Neighbour
 from stages.evaluate.ranking import hamming_distances
 
 
+def evenly_spaced(n: int, count: int) -> np.ndarray:
+    """`count` different ones of the numbers below `n`, or all."""
+    return np.unique(np.linspace(0, n - 1, count).round().astype(int))
+
+
 def example_queries(
-    codes: Codes, labels: np.ndarray | None, class_names: Sequence[str], queries: int = 8, neighbours: int = 10
+    codes: Codes, labels: np.ndarray | None, class_names: Sequence[str], chosen: np.ndarray, neighbours: int = 10
 ) -> list[Example]:
-    """Queries evenly spaced over the query set, with the database images nearest to each in stable order.
+    """The queries in the rows `chosen` with the database images nearest to each in stable order.
 
     Args:
         labels: multi-hot labels of all images, bool (n_images, n_classes), row = id; None where there are none.
     """
-    chosen = np.unique(np.linspace(0, len(codes.query) - 1, queries).round().astype(int))
     distances = hamming_distances(codes.query[chosen], codes.database)
     nearest = np.argsort(distances, axis=1, kind="stable")[:, :neighbours]
     examples = []

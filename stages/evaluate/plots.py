@@ -40,34 +40,49 @@ TITLES = {
 
 
 def draw_precision_recall(path: Path, curves: Mapping[str, Curve], run: str, title: str) -> None:
+    """Write :func:`precision_recall`."""
+    _save(precision_recall(curves, run, title), path)
+
+
+def precision_recall(curves: Mapping[str, Curve], run: str, title: str = "") -> Figure:
     """Precision over recall of all methods, the curve named `run` in front."""
-    figure, axes = _canvas(title)
+    figure, axes = canvas(title)
     for name, x, y, style in _styled(curves, run):
         axes.plot(x, y, label=name, **style)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.005))
-    _finish(figure, axes, path)
+    _finish(axes)
+    return figure
 
 
 def draw_precision_at_n(path: Path, curves: Mapping[str, Curve], run: str, title: str) -> None:
+    """Write :func:`precision_at_n`."""
+    _save(precision_at_n(curves, run, title), path)
+
+
+def precision_at_n(curves: Mapping[str, Curve], run: str, title: str = "") -> Figure:
     """Precision among the first N of all methods, N on a logarithmic axis."""
-    figure, axes = _canvas(title)
+    figure, axes = canvas(title)
     for name, x, y, style in _styled(curves, run):
         axes.plot(x, y, label=name, **style)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
     axes.set(xlabel="N nearest images (stable order)", ylabel="precision among them")
-    _finish(figure, axes, path)
+    _finish(axes)
+    return figure
 
 
 def draw_concepts(path: Path, concepts: Concepts, overlap: Collection[str] = ()) -> None:
+    """Write :func:`concept_bars`, or that there are none."""
+    _save(concept_bars(concepts, overlap) if concepts.names else _no_concepts(), path)
+
+
+def concept_bars(concepts: Concepts, overlap: Collection[str] = ()) -> Figure:
     """Frequencies of the candidates as bars, most frequent first, coloured by why they were discarded.
 
     Args:
+        concepts: at least one.
         overlap: kept concepts that are names of the data set's own classes; they have a colour of their own.
     """
-    if not concepts.names:
-        _draw_no_concepts(path)
-        return
     kinds = [OVERLAP if name in overlap and not reason else reason
              for name, reason in zip(concepts.names, concepts.reasons, strict=True)]  # fmt: skip
     shown, gap = choose_bars(concepts)
@@ -106,17 +121,15 @@ def draw_concepts(path: Path, concepts: Concepts, overlap: Collection[str] = ())
     axes.legend(handles, [f"{kind or 'kept'} ({count:,})" for kind, count in legend.items()], loc="lower right",
                 fontsize=9, framealpha=0.95, edgecolor=palette.GRID)  # fmt: skip
     style_axes(axes, "x")
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    return figure
 
 
-def _draw_no_concepts(path: Path) -> None:
+def _no_concepts() -> Figure:
     figure = Figure(figsize=(6, 1.6), dpi=120, facecolor=palette.PAPER)
     figure.text(0.04, 0.62, "Concepts: none", fontsize=13, weight="bold", color=palette.INK)
     figure.text(0.04, 0.3, "There is no text side: the run is guided by the images alone.", fontsize=10,
                 color=palette.INK)  # fmt: skip
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    return figure
 
 
 def choose_bars(concepts: Concepts) -> tuple[np.ndarray, int]:
@@ -133,7 +146,8 @@ def choose_bars(concepts: Concepts) -> tuple[np.ndarray, int]:
     return np.concatenate([order[:top], order[first : first + 2 * around]]), top
 
 
-def _canvas(title: str) -> tuple[Figure, Axes]:
+def canvas(title: str = "") -> tuple[Figure, Axes]:
+    """An empty figure of the size and colours of all curves."""
     figure = Figure(figsize=(8, 5.2), dpi=120, facecolor=palette.PAPER, layout="constrained")
     axes = figure.subplots()
     axes.set_title(_plain(title), loc="left", fontsize=13, weight="bold")
@@ -153,7 +167,7 @@ def _styled(curves: Mapping[str, Curve], run: str) -> Iterator[tuple[str, np.nda
             yield TITLES.get(name, name), x, y, style
 
 
-def _finish(figure: Figure, axes: Axes, path: Path) -> None:
+def _finish(axes: Axes) -> None:
     axes.set_ylim(bottom=0, top=min(1.02, axes.get_ylim()[1] * 1.08))
     style_axes(axes, "both")
     handles, labels = axes.get_legend_handles_labels()
@@ -161,6 +175,9 @@ def _finish(figure: Figure, axes: Axes, path: Path) -> None:
         axes.legend(handles[::-1], labels[::-1], fontsize=9, frameon=True, framealpha=0.95, edgecolor=palette.GRID)
     else:
         axes.text(0.5, 0.5, NO_LABELS, ha="center", color=palette.FAINT, transform=axes.transAxes)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary)
 

@@ -2,18 +2,19 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import Provenance, damaged, read_json, rebuild_hint, write_json
+import numpy as np
+import pyarrow as pa
+
+from stages.artifacts import QUERY_PRECISION, Provenance, damaged, read_json, rebuild_hint, write_json
 from stages.errors import InputError
 from stages.evaluate.retrieval import Retrieval
 from stages.images import Dataset
-
-PRECISION_RECALL = Path("reports/plots/precision_recall.csv")
-PRECISION_AT_N = Path("reports/plots/precision_at_n.csv")
+from stages.tables import read_table, write_table
 
 #: Said in the reports and on the terminal in place of metrics.
 NO_LABELS = "the data set has no labels: retrieval metrics are skipped"
@@ -63,6 +64,31 @@ def precision_at_rows(retrieval: Retrieval) -> list[tuple[int, float]]:
     return [(int(rank), float(precision)) for rank, precision in points]
 
 
+def write_query_precision(ids: np.ndarray, precision: Mapping[str, np.ndarray], provenance: Provenance) -> None:
+    """Write ``reports/query_precision.parquet``: a row a query, with its id and its average precision by cut-off."""
+    columns = {_precision_column(cutoff): values for cutoff, values in precision.items()}
+    write_table(pa.table({"query": ids, **columns}), QUERY_PRECISION, provenance)
+
+
+def read_query_precision(cutoffs: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray], Provenance]:
+    """The inverse of :func:`write_query_precision`, for these cut-offs ("1000", "all").
+
+    Returns:
+        Ids int64 (q,), tie-aware average precisions float64 (q,) by cut-off, provenance.
+
+    Raises:
+        InputError: the table is missing, unreadable, or has other columns.
+    """
+    columns = {"query": pa.int64(), **{_precision_column(cutoff): pa.float64() for cutoff in cutoffs}}
+    table, provenance, _ = read_table(QUERY_PRECISION, columns)
+    precision = {cutoff: table[_precision_column(cutoff)].to_numpy() for cutoff in cutoffs}
+    return table["query"].to_numpy(), precision, provenance
+
+
+def _precision_column(cutoff: str) -> str:
+    return "average_precision_all" if cutoff == "all" else f"average_precision_at_{cutoff}"
+
+
 def read_curves(path: Path, x: str, y: str) -> dict[str, Curve]:
     """The (x, y) points of each method in a CSV with a column ``method``, in order of appearance.
 
@@ -70,15 +96,30 @@ def read_curves(path: Path, x: str, y: str) -> dict[str, Curve]:
         InputError: the file is missing or has other columns.
     """
     curves: dict[str, Curve] = {}
+    for method, *point in _rows(path, {"method": str, x: float, y: float}):
+        curves.setdefault(method, []).append(tuple(point))
+    return curves
+
+
+def read_curve(path: Path, x: str, y: str, further: Sequence[str] = (), delimiter: str = ",") -> Curve:
+    """The (x, y) points of a table that has these columns after the `further` ones.
+
+    Raises:
+        InputError: the file is missing or has other columns.
+    """
+    kinds = {**dict.fromkeys(further, str), x: float, y: float}
+    return [tuple(row[len(further) :]) for row in _rows(path, kinds, delimiter)]
+
+
+def _rows(path: Path, columns: Mapping[str, type], delimiter: str = ",") -> list[list[Any]]:
+    """The rows of a table with these columns and no others, each value of its kind."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file)
-            if table.fieldnames != ["method", x, y]:
+            table = csv.DictReader(file, delimiter=delimiter)
+            if table.fieldnames != list(columns):
                 raise ValueError(f"columns {table.fieldnames}")
-            for row in table:
-                curves.setdefault(row["method"], []).append((float(row[x]), float(row[y])))
+            return [[kind(row[name]) for name, kind in columns.items()] for row in table]
     except FileNotFoundError:
         raise InputError(f"{path}: not found; {rebuild_hint(path)}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, f"not the expected table ({error})") from None
-    return curves

@@ -1,13 +1,23 @@
 """Read the codes and all that describes the run, write metrics, curves and pictures."""
 
-from stages.artifacts import CODES, COMPONENTS, DATASET, IMAGES, METRICS, Provenance, write_csv
+from stages.artifacts import (
+    CODES,
+    COMPONENTS,
+    DATASET,
+    IMAGES,
+    METRICS,
+    PRECISION_AT_N,
+    PRECISION_RECALL,
+    Provenance,
+    write_csv,
+)
 from stages.codes import read_codes
 from stages.components.artifact import read_components
 from stages.errors import InputError
 from stages.evaluate import pictures, plots, reports
 from stages.evaluate.code_statistics import code_statistics
 from stages.evaluate.config import Params
-from stages.evaluate.examples import example_queries, largest_groups
+from stages.evaluate.examples import evenly_spaced, example_queries, largest_groups
 from stages.evaluate.inputs import read_baseline_curves, read_concepts
 from stages.evaluate.retrieval import evaluate_codes, metrics_dict
 from stages.images import ImageShards, read_dataset
@@ -15,9 +25,12 @@ from stages.mine.leakage import LEAKAGE, leakage_report
 
 REPORTS = METRICS.parent
 
+#: Queries in the picture of examples.
+EXAMPLES = 8
+
 
 def run(params: Params) -> None:
-    """Read ``data/codes.h5``, write ``reports/metrics.json``, ``reports/plots/*.csv`` and ``reports/*.png``."""
+    """Read ``data/codes.h5``, write ``reports/metrics.json``, what it is the mean of, curves and pictures."""
     dataset, shards, codes = read_dataset(), ImageShards(), read_codes()
     shards.provenance.require_same(dataset.provenance, IMAGES, DATASET)
     codes.provenance.require_same(dataset.provenance, CODES, DATASET)
@@ -29,13 +42,14 @@ def run(params: Params) -> None:
     recall_curves, at_n_curves = read_baseline_curves(codes)
 
     labels, metrics, recall, at_n = None, {"labels": False, "note": reports.NO_LABELS}, [], []
+    query_precision = {}
     if dataset.has_labels:
         labels = shards.labels(len(dataset.class_names))
         result = evaluate_codes(
             codes.query, codes.database, labels[codes.query_id], labels[codes.database_id],
             dataset.cutoffs, params.evaluate.precision_at,
         )  # fmt: skip
-        metrics = metrics_dict(result)
+        metrics, query_precision = metrics_dict(result), result.query_precision
         recall, at_n = reports.precision_recall_rows(result), reports.precision_at_rows(result)
     else:
         print(f"evaluate: {reports.NO_LABELS}")
@@ -56,13 +70,16 @@ def run(params: Params) -> None:
     })  # fmt: skip
 
     reports.write_report(METRICS, metrics, provenance)
-    write_csv(reports.PRECISION_RECALL, ("radius", "recall", "precision"), recall)
-    write_csv(reports.PRECISION_AT_N, ("n", "precision"), at_n)
+    reports.write_query_precision(codes.query_id, query_precision, provenance)
+    write_csv(PRECISION_RECALL, ("radius", "recall", "precision"), recall)
+    write_csv(PRECISION_AT_N, ("n", "precision"), at_n)
     run, on = f"{codes.method} ({codes.bits} bits)", f"{dataset.name}, {codes.bits} bits"
     recall_curves[run], at_n_curves[run] = [point[1:] for point in recall], at_n
     plots.draw_precision_recall(REPORTS / "precision_recall.png", recall_curves, run, f"Precision and recall, {on}")
     plots.draw_precision_at_n(REPORTS / "precision_at_n.png", at_n_curves, run, f"Precision at N, {on}")
     plots.draw_concepts(REPORTS / "concepts.png", concepts, overlap)
-    pictures.draw_retrieval(REPORTS / "retrieval.png", shards, example_queries(codes, labels, dataset.class_names),
+    chosen = evenly_spaced(len(codes.query), EXAMPLES)
+    examples = example_queries(codes, labels, dataset.class_names, chosen)
+    pictures.draw_retrieval(REPORTS / "retrieval.png", shards, examples,
                             f"Nearest images by codes of {codes.method}: {on}")  # fmt: skip
     pictures.draw_components(REPORTS / "components.png", shards, largest_groups(components), len(components.weights))

@@ -30,6 +30,13 @@ NO_CONCEPTS = "There is no text side, and so no concepts."
 
 
 def draw_bits(path: Path, profiles: Mapping[str, Profile], hierarchy: ConceptHierarchy, title: str) -> None:
+    """Write :func:`bit_meanings` with its title."""
+    figure = bit_meanings(profiles, hierarchy)
+    figure.suptitle(f"What the bits mean: {title}", x=0.01, ha="left", fontsize=13, weight="bold", parse_math=False)
+    _save(figure, path)
+
+
+def bit_meanings(profiles: Mapping[str, Profile], hierarchy: ConceptHierarchy) -> Figure:
     """Correlations of all bits with the concepts and, below, with the coarse components and their main concepts.
 
     Rows and bits are ordered so that those which behave alike are side by side. Where there are more concepts than fit,
@@ -60,12 +67,11 @@ def draw_bits(path: Path, profiles: Mapping[str, Profile], hierarchy: ConceptHie
     step = -(-bits // MAX_NUMBERS)
     panels[1].set_xticks(range(0, bits, step), columns[::step], fontsize=7, rotation=90)
     panels[1].set_xlabel("bit (bits that behave alike are side by side)", color=palette.INK)
-    figure.suptitle(f"What the bits mean: {title}", x=0.01, ha="left", fontsize=13, weight="bold", parse_math=False)
     bar = figure.colorbar(image, ax=panels, fraction=0.03, aspect=40, pad=0.01)
     bar.set_label("correlation of the bit with the share in an image", fontsize=9, color=palette.INK)
     bar.ax.tick_params(labelsize=8, colors=palette.INK)
     bar.outline.set_visible(False)
-    _save(figure, path)
+    return figure
 
 
 def alike(rows: np.ndarray) -> np.ndarray:
@@ -92,10 +98,18 @@ def _largest(profile: Profile, count: int) -> Profile:
 
 
 def draw_hierarchy(path: Path, hierarchy: ConceptHierarchy, concepts: list[str], title: str) -> None:
-    """Concept shares of the largest coarse components and of the largest fine ones in each, and how far they drift."""
+    """Write :func:`concept_tree` with its title, or that there are no concepts."""
     if not concepts:
         _draw_nothing(path)
         return
+    figure = concept_tree(hierarchy, concepts)
+    figure.suptitle(f"Concepts down the hierarchy: {title}", x=0.01, ha="left", fontsize=13, weight="bold",
+                    parse_math=False)  # fmt: skip
+    _save(figure, path)
+
+
+def concept_tree(hierarchy: ConceptHierarchy, concepts: list[str]) -> Figure:
+    """Concept shares of the largest coarse components and of the largest fine ones in each, and how far they drift."""
     rows = _tree(hierarchy)
     levels = {"coarse": hierarchy.coarse, "fine": hierarchy.fine}
     shares = np.stack([hierarchy.collection, *(levels[name].distribution[i] for name, i in rows)])
@@ -135,12 +149,10 @@ def draw_hierarchy(path: Path, hierarchy: ConceptHierarchy, concepts: list[str],
         right.spines[side].set_visible(False)
     count = f"{len(columns)} of {len(concepts):,}" if len(columns) < len(concepts) else f"{len(concepts):,}"
     left.set_title(f"shares of {count} concepts", loc="left", fontsize=10, color=palette.INK)
-    figure.suptitle(f"Concepts down the hierarchy: {title}", x=0.01, ha="left", fontsize=13, weight="bold",
-                    parse_math=False)  # fmt: skip
     bar = figure.colorbar(image, ax=(left, right), location="bottom", fraction=0.012, aspect=60, pad=0.01)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=palette.INK)
-    _save(figure, path)
+    return figure
 
 
 def _tree(hierarchy: ConceptHierarchy) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from stages.artifacts import EXPLAIN, Provenance, damaged
 from stages.errors import InputError
 from stages.explain.bits import Profile
 from stages.explain.hierarchy import ConceptHierarchy, Level, top_entries
-from stages.tables import fixed_size_lists, read_table, write_table
+from stages.tables import fixed_size_lists, matrix, read_table, write_table
 
 BITS = EXPLAIN / "bits.parquet"
 HIERARCHY = EXPLAIN / "hierarchy.parquet"
@@ -99,6 +100,34 @@ def _rows(name: str, level: Level, concepts: list[str]) -> pa.Table:
         "js": level.js.astype(np.float32), "top": named(level.distribution), "rising": named(level.change),
         "falling": named(-level.change), "distribution": fixed_size_lists(level.distribution.astype(np.float32)),
     })  # fmt: skip
+
+
+def read_hierarchy() -> tuple[ConceptHierarchy, list[str], Provenance]:
+    """The inverse of :func:`write_hierarchy`: the hierarchy and the names of its concepts.
+
+    Raises:
+        InputError: the table is missing, unreadable or of another form.
+    """
+    columns: dict[str, Any] = {"level": pa.string(), "parent": pa.int32(), "distribution": None}
+    columns |= dict.fromkeys(("weight", "entropy", "kl", "js"), pa.float32())
+    table, provenance, extra = read_table(HIERARCHY, columns)
+    concepts, collection = extra.get("concepts"), np.array(extra.get("collection"), np.float64)
+    distribution = matrix(table, "distribution").astype(np.float64)
+    if not isinstance(concepts, list) or not collection.shape == distribution.shape[1:] == (len(concepts),):
+        raise damaged(HIERARCHY, "has not a share for each concept")
+    level = table["level"].to_numpy()
+    numbers = {name: table[name].to_numpy() for name in ("parent", "weight", "entropy", "kl", "js")}
+    levels: dict[str, Level] = {}
+    above = collection[None]
+    for name in ("coarse", "fine"):
+        rows = level == name
+        parents, weight, entropy, kl, js = (values[rows] for values in numbers.values())
+        if not rows.any() or parents.min() < -1 or parents.max() >= len(above):
+            raise damaged(HIERARCHY, f"has no {name} components with a parent each")
+        shares = distribution[rows]
+        levels[name] = Level(parents, weight, shares, shares - above[parents], entropy, kl, js)
+        above = shares
+    return ConceptHierarchy(collection, levels["coarse"], levels["fine"]), concepts, provenance
 
 
 def read_component_concepts() -> dict[str, list[list[str]]]:

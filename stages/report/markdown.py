@@ -1,0 +1,16 @@
+"""Markdown out of untrusted text."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+
+def escaped(text: object) -> str:
+    """Text on one line in which Markdown and HTML see nothing but text."""
+    return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", " ".join(str(text).split()))
+
+
+def table(header: Sequence[object], rows: Iterable[Sequence[object]], numbers: int | None = None) -> str:
+    """A table of escaped cells; columns from the `numbers`-th on (from 0) are aligned to the right."""
+    rule = ["---" if numbers is None or place < numbers else "---:" for place in range(len(header))]
+    lines = [[escaped(cell) for cell in header], rule, *([escaped(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,71 @@
+"""The content of a report as an HTML page and as Markdown; all text in it is escaped."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from stages.artifacts import Provenance
+from stages.report.content import Content
+from stages.report.findings import metric_title
+from stages.report.markdown import escaped, table
+
+ROOM = Path(__file__).parent
+
+
+def page(content: Content, pictures: Mapping[int, str], provenance: Provenance) -> str:
+    """The HTML page.
+
+    Args:
+        pictures: data URIs by image id, of all images in `content`.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(ROOM), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"metric": metric_title, "bytes": _mebibytes, "duration": _duration}
+    return environment.get_template("page.html").render(
+        content=content, pictures=pictures, style=Markup((ROOM / "style.css").read_text(encoding="utf-8")),
+        provenance=json.dumps(asdict(provenance), sort_keys=True),
+    )  # fmt: skip
+
+
+def summary(content: Content) -> str:
+    """The Markdown for a pull request."""
+    parts = [f"## {escaped(content.title)}", table(("", "run"), content.facts)]
+    if content.rows:
+        header = ["method", *map(metric_title, content.metrics)]
+        rows = [[row.name, *(_cell(row.values.get(key), content.intervals.get(key) if row.kind == "run" else None)
+                             for key in content.metrics)] for row in content.rows]  # fmt: skip
+        parts += ["### Metrics", table(header, rows, 1), "mAP is tie-aware; in brackets, the 95 % bootstrap interval "
+                  "over the queries. P@N is the precision among the first N."]  # fmt: skip
+        parts += ["### Published", escaped(content.published.why)]
+        if content.published.rows:
+            parts.append(table(("method", "bits", f"mAP@{content.published.cutoff:,}"), [
+                (content.run_name, "", f"{content.published_value:.3f}"),
+                *((name, bits, f"{value:.3f}") for name, bits, value in content.published.rows),
+            ], 1))  # fmt: skip
+    parts += ["### Codes", table(("", "database"), content.bit_facts)]
+    parts += ["### To be known", "\n".join(f"- **{escaped(kind)}.** {escaped(text)}" for kind, text in content.warnings)
+              or "Nothing."]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB" if size else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,80 @@
+"""``reports/timings/NAME.json``: how long a stage took when it last ran on this machine, and how much memory.
+
+A record and no artifact: it differs from run to run, so DVC does not know it and git ignores it. A stage that DVC
+restored from its cache has the record of an earlier run, or none.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts import DATASET, PRODUCER, read_json, write_json
+from stages.errors import InputError
+
+TIMINGS = Path("reports/timings")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One run of a stage, its imports included.
+
+    Attributes:
+        seconds: that went by; processor_seconds: of all cores, of the stage and the processes that it started.
+        peak_bytes: most resident memory of the stage; worker_peak_bytes: of the largest process that it started.
+        dataset: digest of the data set there was afterwards, "" for none; params: the stage's keys of ``params.yaml``.
+    """
+
+    stage: str
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
+    worker_peak_bytes: int
+    dataset: str
+    params: Mapping[str, Any]
+
+
+@contextmanager
+def timed(stage: str, params: Mapping[str, Any]) -> Iterator[None]:
+    """Record the block, which runs `stage`, unless it fails; a record that cannot be written is left out."""
+    start, before = time.perf_counter(), _processor_seconds()
+    yield
+    seconds, processor = time.perf_counter() - start, _processor_seconds() - before
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    dataset = ""
+    with suppress(InputError, OSError):
+        dataset = str(read_json(DATASET).get("digest", ""))
+    with suppress(OSError):  # the stage has done its work
+        timing = Timing(stage, round(seconds, 3), round(processor, 3), *peaks, dataset, params)
+        write_json(TIMINGS / f"{stage}.json", asdict(timing))
+
+
+def _processor_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def read_timings() -> list[Timing]:
+    """What is recorded, in the order in which the stages run.
+
+    Raises:
+        InputError: a record is damaged.
+    """
+    order = list(dict.fromkeys(PRODUCER.values()))
+    found = []
+    for path in TIMINGS.glob("*.json"):
+        try:
+            timing = Timing(**json.loads(path.read_text(encoding="utf-8")))
+            numbers = (timing.seconds, timing.processor_seconds, timing.peak_bytes, timing.worker_peak_bytes)
+            if not all(isinstance(number, int | float) for number in numbers) or timing.stage != path.stem:
+                raise ValueError
+        except (ValueError, TypeError):
+            raise InputError(f"{path}: no record of a stage's time; delete it") from None
+        found.append(timing)
+    return sorted(found, key=lambda t: (order.index(t.stage) if t.stage in order else len(order), t.stage))
