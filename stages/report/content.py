@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from stages.evaluate.code_statistics import bit_moments
 from stages.evaluate.examples import example_queries, largest_groups
@@ -206,7 +207,9 @@ def _figures(
 ) -> dict[str, Picture]:  # fmt: skip
     found = {}
 
-    def add(key: str, figure: Any, caption: str) -> None:
+    def add(key: str, figure: Figure, caption: str) -> None:
+        if key in ("recall", "at_n", "losses", "concepts"):
+            figure.set_size_inches(figures.CURVE[0], figure.get_figheight() if key == "concepts" else figures.CURVE[1])
         found[key] = Picture(figures.svg(figure, caption), caption)
 
     key = "map_all_tie_aware"
@@ -231,7 +234,7 @@ def _figures(
     components = run.components
     if len(names) > 1:
         add("cooccurrence", figures.cooccurrence(run.cooccurrence, components.weights, components.coarse_labels, names),
-            "Which coarse components share images: how much more often (red) or rarer (blue) than by chance.")
+            "Which coarse components share images: an image that is a mixture belongs to several.")
     add("bits", figures.bit_statistics(mean, correlation),
         "How often each bit is 1 in the database; below, how strongly each pair of bits correlates.")
     if run.codes.bits <= figures.MAX_BITS:

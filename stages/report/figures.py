@@ -20,6 +20,10 @@ COLOURS = {
     palette.ACCENT: "accent", palette.SERIES[5]: "brown",
 }  # fmt: skip
 
+#: Size in inches of a curve, whose text is still read on a phone; and its width in rem.
+CURVE = (6.4, 4.3)
+NARROW = 40
+
 #: Coarse components in the picture of co-occurrence, at most.
 MAX_COARSE = 40
 
@@ -43,8 +47,10 @@ def svg(figure: Figure, description: str) -> Markup:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
-    head = (f'<svg viewBox="{box[0][9:-1]}" role="img" aria-label="{escape(description)}" '
-            f'style="width:{float(box[1]) / 12:.1f}rem">')  # fmt: skip
+    width = float(box[1]) / 12  # of 72 points in an inch, and 6 rem of 16 CSS pixels
+    kind = "narrow" if width <= NARROW else "broad"
+    head = (f'<svg viewBox="{box[0][9:-1]}" role="img" aria-label="{escape(description)}" class="{kind}" '
+            f'style="width:{width:.1f}rem">')  # fmt: skip
     text = re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
     for colour, name in COLOURS.items():
         text = re.sub(f"(fill|stroke): {colour}", rf"\1: var(--{name})", text, flags=re.IGNORECASE)
@@ -67,7 +73,7 @@ def training_losses(losses: Mapping[str, Curve]) -> Figure:
 def method_dots(values: Mapping[str, float], run: str, interval: tuple[float, float], label: str) -> Figure:
     """One dot a method, best first; the run's with its confidence interval."""
     order = sorted(values, key=lambda name: values[name])
-    figure = Figure(figsize=(8, 0.9 + 0.33 * len(order)), dpi=120, facecolor=palette.PAPER, layout="constrained")
+    figure = Figure(figsize=(CURVE[0], 0.9 + 0.3 * len(order)), dpi=120, facecolor=palette.PAPER, layout="constrained")
     axes = figure.subplots()
     for row, name in enumerate(order):
         mine = name == run
@@ -80,7 +86,7 @@ def method_dots(values: Mapping[str, float], run: str, interval: tuple[float, fl
                       fontsize=9, color=palette.INK, weight="bold" if mine else "normal")  # fmt: skip
     axes.set_yticks(range(len(order)), order, parse_math=False)
     axes.get_yticklabels()[order.index(run)].set_fontweight("bold")
-    axes.set(xlim=(0, 1.09), xlabel=label, ylim=(-0.6, len(order) - 0.4))
+    axes.set(xlim=(0, 1.12), xlabel=label, ylim=(-0.6, len(order) - 0.4))
     axes.set_xticks(np.linspace(0, 1, 6))
     style_axes(axes, "x")
     axes.tick_params(axis="y", length=0)
@@ -89,7 +95,7 @@ def method_dots(values: Mapping[str, float], run: str, interval: tuple[float, fl
 
 
 def cooccurrence(fine: np.ndarray, weights: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
-    """How much more often than by chance two coarse components share an image, as a power of two.
+    """How far two coarse components share their images: the cosine of their responsibilities, 0 never to 1 always.
 
     Args:
         fine: (m1, m1) co-occurrence R^T R of the fine components (DSCH, section 3.2), or a multiple.
@@ -97,26 +103,22 @@ def cooccurrence(fine: np.ndarray, weights: np.ndarray, labels: np.ndarray, name
     """
     one_hot = np.eye(len(names))[labels]
     together, weight = one_hot.T @ fine @ one_hot, weights @ one_hot
-    together = together / together.sum()
     chosen = np.sort(np.argsort(-weight, kind="stable")[:MAX_COARSE])
-    share = together.sum(axis=1)
-    chance = np.outer(share, share)
-    lift = np.log2(np.divide(together, chance, out=np.full_like(chance, 2.0**-6), where=chance > 0).clip(2.0**-6))
-    lift = lift[np.ix_(chosen, chosen)]
-    off = lift[~np.eye(len(lift), dtype=bool)]
-    limit = max(1.0, float(np.abs(off).max(initial=0)))
-    rows = alike(np.where(np.eye(len(lift), dtype=bool), 0, lift))
-    shown = np.where(np.eye(len(rows), dtype=bool), np.nan, lift[np.ix_(rows, rows)])
-    size = 2.6 + 0.27 * len(rows)
+    together = together[np.ix_(chosen, chosen)]
+    lengths = np.sqrt(together.diagonal())
+    cosine = together / np.maximum(np.outer(lengths, lengths), 1e-300)
+    rows = alike(cosine)
+    shown = np.where(np.eye(len(rows), dtype=bool), np.nan, cosine[np.ix_(rows, rows)])
+    size = 2.6 + 0.21 * len(rows)
     figure = Figure(figsize=(size + 0.9, size), dpi=120, facecolor=palette.PAPER, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=max(0.01, np.nanmax(shown)), interpolation="nearest")
     ticks = [names[chosen[i]] for i in rows]
     axes.set_xticks(range(len(rows)), ticks, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(rows)), ticks, fontsize=8, parse_math=False)
     _bare(axes)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, aspect=30, pad=0.02)
-    bar.set_label("in the same images: rarer (blue) or more often (red) than by chance, log2", fontsize=8)
+    bar.set_label("how far their images are the same: 0 never, 1 always", fontsize=8, color=palette.INK)
     bar.ax.tick_params(labelsize=8, colors=palette.INK)
     bar.outline.set_visible(False)
     return figure
@@ -131,7 +133,7 @@ def bit_statistics(mean: np.ndarray, correlation: np.ndarray) -> Figure:
     """
     bits = len(mean)
     drawn = bits <= MAX_BITS
-    figure = Figure(figsize=(8, 9.2 if drawn else 2.2), dpi=120, facecolor=palette.PAPER, layout="constrained")
+    figure = Figure(figsize=(CURVE[0], 7.4 if drawn else 2.2), dpi=120, facecolor=palette.PAPER, layout="constrained")
     panels = figure.subplots(2 if drawn else 1, 1, height_ratios=[1, 3.6] if drawn else None, squeeze=False)[:, 0]
     panels[0].bar(range(bits), (mean + 1) / 2, width=0.8 if drawn else 1.0, color=palette.ACCENT)
     panels[0].axhline(0.5, color=palette.INK, lw=1, ls=(0, (4, 3)))
