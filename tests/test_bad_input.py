@@ -168,6 +168,9 @@ ALONE = {
     ("components", "data/features.h5"), ("mine", "models/clip"), ("train", "models/backbone"),
     ("evaluate", "reports/plots/baselines_precision_recall.csv"),
     ("evaluate", "reports/plots/baselines_precision_at_n.csv"),
+    *(("report", f"reports/plots/{name}.csv") for name in (
+        "baselines_precision_recall", "baselines_precision_at_n", "precision_recall", "precision_at_n")),
+    ("report", "reports/train"), ("report", "models/clip"),
 }  # fmt: skip
 WITHOUT_MODEL = {"data/images", "data/dataset.json"}
 COMPARED = [

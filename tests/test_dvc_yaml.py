@@ -28,6 +28,7 @@ OTHER_INPUTS = {
     "weights": {"stages/scenes/clip/scenes-clip.json", "stages/scenes/clip/scenes-clip.safetensors"},
     "extract": {"requirements.lock"},
     "mine": {"${concepts.vocabulary}"},
+    "report": {"stages/report/page.html", "stages/report/published.json", "stages/report/style.css"},
 }
 
 
@@ -100,7 +101,7 @@ def test_packages_hold_a_docstring_and_nothing_else():
 
 def test_data_files_of_the_package_are_dependencies():
     """All but other vocabularies, which are one when they are chosen."""
-    kinds = {".json", ".safetensors", ".txt", ".npz", ".csv"}
+    kinds = {".json", ".safetensors", ".txt", ".npz", ".csv", ".html", ".css"}
     files = {file.relative_to(ROOT).as_posix() for file in (ROOT / "stages").rglob("*") if file.suffix in kinds}
     deps = {path for stage in PIPELINE.values() for path in stage["deps"]}
     training_record = {file for file in files if file.startswith("stages/scenes/clip/training")}
@@ -126,6 +127,7 @@ def test_stage_needs_nothing_but_its_declared_inputs(stage, tmp_path, tiny_run: 
     result = run_stages(directory, stage).check()
     assert result.stderr == ""
     made = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()} - before
+    made.remove(f"reports/timings/{stage}.json")  # of this machine, and no output
     for path in outputs(stage):
         assert (directory / path).exists(), path
     assert [path for path in made if not any(path == out or path.startswith(f"{out}/") for out in outputs(stage))] == []
@@ -194,9 +196,9 @@ def test_only_small_final_reports_are_outside_the_cache(stage):
     """A stage with an uncached output is never restored from the run cache."""
     uncached = {path for kind in ("outs", "metrics") for path, settings in options(stage, kind).items()
                 if settings.get("cache", True) is False}  # fmt: skip
-    if stage not in ("baselines", "evaluate", "explain"):
+    if stage not in ("baselines", "evaluate", "explain", "report"):
         assert not uncached
-    assert all(path.startswith("reports/") and path.endswith((".json", ".csv")) for path in uncached)
+    assert all(path.startswith("reports/") and path.endswith((".json", ".csv", ".md")) for path in uncached)
     settings = [entry for kind in ("outs", "metrics") for entry in options(stage, kind).values()]
     assert all(entry.keys() <= {"cache"} for entry in settings)  # no persist, no push: false, no checkpoint
 
@@ -213,6 +215,7 @@ def test_static_gitignore_covers_what_dvc_keeps():
     """DVC removes the entries that it wrote itself when a stage fails."""
     cached = [path for stage in STAGES for kind in ("outs", "metrics") for path, settings in
               options(stage, kind).items() if settings.get("cache", True)]  # fmt: skip
+    cached.append("reports/timings/train.json")  # of this machine
     result = subprocess.run(["git", "check-ignore", "--no-index", *cached], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.split() == cached
     tracked = subprocess.run(["git", "ls-files", "--", "*.gitignore"], cwd=ROOT, capture_output=True, text=True)

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.slow
 
 SHARED = ROOT.parent / "shared"
 #: What changing the code length or the method leaves to be done.
-AFTER_BITS = ["train", "encode", "baselines", "evaluate", "explain"]
-AFTER_METHOD = ["train", "encode", "evaluate", "explain"]
+AFTER_BITS = ["train", "encode", "baselines", "evaluate", "explain", "report"]
+AFTER_METHOD = ["train", "encode", "evaluate", "explain", "report"]
 
 
 class Project:
@@ -104,7 +104,7 @@ def stages_run(said: str) -> list[str]:
 
 def in_git() -> set[str]:
     """The outputs that a commit shows."""
-    return {path for stage in STAGES for path in outputs(stage) if path.endswith((".json", ".csv"))} - {
+    return {path for stage in STAGES for path in outputs(stage) if path.endswith((".json", ".csv", ".md"))} - {
         "data/dataset.json", "data/splits.json", "reports/near_duplicates.csv", "reports/skipped.csv",
     }  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_other_code_length_and_back(fresh):
     report = json.loads((fresh.directory / "reports/metrics.json").read_text())
     assert report["run"][0]["params"]["bits"] == 16
     # Back again: what is expensive comes from the run cache, only the small reports that lie in git are made anew.
-    assert fresh.experiment("bits=32") == (["baselines", "evaluate", "explain"], ["train", "encode"])
+    assert fresh.experiment("bits=32") == (["baselines", "evaluate", "explain", "report"], ["train", "encode"])
     assert fresh.changed() - {"params.yaml"} == set()  # where DVC writes "null" as nothing
 
 

@@ -163,6 +163,8 @@ def _read_losses() -> dict[str, Curve]:
     """The curve of each term, the total first; a term that is all of the total is left out."""
     total = LOSSES / "loss.tsv"
     curves = {"loss": read_curve(total, "step", "loss", delimiter="\t")}
+    if curves["loss"] and read_json(TRAINING / "metrics.json").get("step") != curves["loss"][-1][0]:
+        raise damaged(total, f"does not end where {TRAINING / 'metrics.json'} does")
     for path in sorted(LOSSES.glob("*.tsv")):
         if path not in (total, LOSSES / "learning_rate.tsv"):
             curve = read_curve(path, "step", path.stem, delimiter="\t")
