@@ -26,6 +26,9 @@ from stages.timings import Timing
 #: Concepts of a reason that are listed by name; the number of the others is told.
 LISTED = 60
 
+#: Characters of a component's concepts in a figure.
+LONGEST = 36
+
 #: Concepts that a component, or a bit, is described with.
 WORDS = 3
 
@@ -230,7 +233,7 @@ def _figures(
         add("tree", concept_tree(run.hierarchy, run.text_concepts),
             "Concept shares of the largest coarse components and of the largest fine ones in each, and how far these "
             "drift from the component above.")
-    names = [f"{place}  {words}" if words else f"group {place}" for place, words in enumerate(coarse)]
+    names = [f"{place}  {words[:LONGEST]}" if words else f"group {place}" for place, words in enumerate(coarse)]
     components = run.components
     if len(names) > 1:
         add("cooccurrence", figures.cooccurrence(run.cooccurrence, components.weights, components.coarse_labels, names),

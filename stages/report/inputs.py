@@ -174,8 +174,9 @@ def _read_losses() -> dict[str, Curve]:
 
 
 def _is_of(timing: Timing, dataset: Dataset, codes: Codes) -> bool:
+    """Whether it is a stage of this run; the report is not, whose own time would make it another each time."""
     known = {"method": codes.method, "bits": codes.bits}
-    return timing.dataset in ("", dataset.digest) and all(
+    return timing.stage != "report" and timing.dataset in ("", dataset.digest) and all(
         timing.params.get(key, value) == value for key, value in known.items()
     )
 
