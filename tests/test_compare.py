@@ -139,7 +139,7 @@ def test_markup_in_a_parameter_is_text(repository, capsys):
     compare("HEAD", "workspace", False, False)
     assert "[red]a | <b>{concept}</b>[/red]" in capsys.readouterr().out
     compare("HEAD", "workspace", False, True)
-    assert "\\[red\\]a \\| \\<b\\>" in capsys.readouterr().out
+    assert "\\[red\\]a \\| &lt;b&gt;{concept}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("revision", "words"), [

@@ -288,9 +288,9 @@ def test_names_are_text_and_nothing_else(here):
     assert not found.all("script") and found.text.count('<script>alert("1")</script>') > 30
     assert any(HOSTILE in image["alt"] for image in found.all("img"))
     summary = SUMMARY.read_text(encoding="utf-8")
-    assert "<script" not in summary and "[a](" not in summary.replace("\\[a\\](", "")
-    columns = [line.replace("\\|", "").count("|") for line in summary.splitlines() if line.startswith("| ")]
-    assert set(columns) <= {3, columns[-1], max(columns)}
+    assert "<script" not in summary and "[a](" not in summary
+    for block in summary.split("\n\n"):  # the rows of a table have the same number of cells
+        assert len({line.replace("\\|", "").count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
 
 
 def test_without_labels_the_rest_is_there(here):
@@ -382,5 +382,5 @@ def test_figures_take_the_colours_of_the_page():
 
 
 def test_markdown_of_untrusted_text():
-    assert escaped("a|b\n<i>") == "a\\|b \\<i\\>"
+    assert escaped("a|b\n<i>") == "a\\|b &lt;i&gt;"
     assert table(("x", "y"), [("a|b", 1)], 1) == "| x | y |\n| --- | ---: |\n| a\\|b | 1 |"

@@ -45,7 +45,9 @@ def svg(figure: Figure, description: str) -> Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    used = set(re.findall(r'"(?:url\()?#([^")]+)', text))
+    text = re.sub(r"<\w[^<>]*>", lambda tag: re.sub(
+        r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", tag[0]), text)  # fmt: skip
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     width = float(box[1]) / 12  # of 72 points in an inch, and 6 rem of 16 CSS pixels
     kind = "narrow" if width <= NARROW else "broad"

@@ -1,12 +1,13 @@
 """Markdown out of untrusted text."""
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 
 
 def escaped(text: object) -> str:
     """Text on one line in which Markdown and HTML see nothing but text."""
-    return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]], numbers: int | None = None) -> str:
