@@ -92,8 +92,8 @@ def disturbed(request: pytest.FixtureRequest, tmp_path: Path, undisturbed: Any, 
 
 every_stage = pytest.mark.parametrize("disturbed", STAGES, indirect=True)
 
-#: Trials of the two stages that take longest; of the others every change of the disk, or this many.
-FEWER, MANY = {"extract": 12, "evaluate": 8}, 32
+#: Trials of the stages that take longest; of the others every change of the disk, or this many.
+FEWER, MANY = {"extract": 12, "evaluate": 8, "report": 8}, 32
 
 
 def sample(total: int, most: int) -> list[int]:

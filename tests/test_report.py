@@ -17,6 +17,7 @@ from stage_runner import copy, inputs
 
 from stages.artifacts import BASELINES, CONCEPTS, DATASET, METRICS, QUERY_PRECISION, read_json, write_json
 from stages.errors import InputError
+from stages.explain.tables import HIERARCHY, read_hierarchy
 from stages.report import findings
 from stages.report.config import Params
 from stages.report.figures import svg, training_losses
@@ -309,6 +310,21 @@ def test_without_labels_the_rest_is_there(here):
     assert "Best" not in found.text and "✓" not in found.text
     assert len(found.all("svg")) == 6
     assert "### Metrics" not in SUMMARY.read_text()
+
+
+def test_hierarchy_is_read_as_it_was_written(here):
+    hierarchy, concepts, _ = read_hierarchy()
+    coarse = hierarchy.coarse
+    for level, above in ((coarse, hierarchy.collection[None]), (hierarchy.fine, coarse.distribution)):
+        assert level.distribution.shape == (len(level.weights), len(concepts))
+        np.testing.assert_allclose(level.distribution.sum(axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(level.change, level.distribution - above[level.parents], atol=1e-6)
+    np.testing.assert_allclose(coarse.weights @ coarse.distribution, hierarchy.collection, atol=1e-4)
+    table = pq.read_table(HIERARCHY)
+    parents = pa.array([99] * len(table), pa.int32())
+    pq.write_table(table.set_column(table.schema.get_field_index("parent"), "parent", parents), HIERARCHY)
+    with pytest.raises(InputError, match=r"hierarchy\.parquet: has no coarse components with a parent each; rebuild"):
+        run(Params())
 
 
 def test_queries_of_other_codes_are_refused(here):
