@@ -60,7 +60,7 @@ def _register(name: str) -> None:
 
     help_text = _docstring(f"stages.{name}.config")
     register = app.command(name, help=help_text, rich_help_panel="Stages, in the order in which data flows")
-    register({"explain": _explain, "encode": _encode}.get(name, command))
+    register({"explain": _explain, "encode": _encode, "index": _index}.get(name, command))
 
 
 def _explain(
@@ -85,6 +85,17 @@ def _encode(
             run_stage("encode")
         else:
             importlib.import_module("stages.encode.folder").encode(folder, output, model)
+
+
+def _index(
+    folder: Annotated[str | None, typer.Option("--add", help="Add the images of a folder; - reads paths.")] = None,
+    ids: Annotated[list[int] | None, typer.Option("--remove", help="Remove this image, by id; repeat for more.")] = None,
+) -> None:
+    with one_line_errors():
+        if folder is None and not ids:
+            run_stage("index")
+        else:
+            importlib.import_module("stages.search.change").change(folder, ids or [])
 
 
 @app.command("search")

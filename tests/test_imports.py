@@ -9,7 +9,7 @@ import stages
 #: Modules that import PyTorch: by name, or all of a package but its config.
 NEED_TORCH = {
     "stages.backbone", "stages.decoding", "stages.device", "stages.encoder", "stages.hashnet", "stages.encode.folder",
-    "stages.encode.stage",
+    "stages.encode.stage", "stages.search.change",
     "stages.extract.decoding", "stages.extract.pixels", "stages.extract.views",
     "stages.scenes.model", "stages.scenes.train_clip", "stages.scenes.zero_shot", "stages.tower",
     "stages.weights.backbone_pinning", "stages.weights.backbone_source", "stages.weights.checkpoint",

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faiss
@@ -161,6 +162,20 @@ def test_the_index_holds_the_database(here, kind):
     _, distances = index.nearest(codes.query[0], 7)
     np.testing.assert_array_equal(distances, brute(codes.database, codes.query[0])[1][:7])
     assert index.nearest(codes.query[0], 1000)[0].shape == (100,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_find_what_one_finds(here, kind):
+    run(params(kind, lists=4, probes=4))
+    index = BinaryIndex()
+    codes = np.repeat(read_codes().query, 20, axis=0)
+
+    def search(code: np.ndarray) -> list[list[int]]:
+        return [found.tolist() for found in (*index.nearest(code, 9), *index.within(code, 2))]
+
+    expected = [search(code) for code in codes]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(search, codes)) == expected
 
 
 def test_names_labels_and_thumbnails_are_those_of_the_images(here):

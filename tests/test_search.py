@@ -262,6 +262,31 @@ def test_added_images_are_found_and_re_ranked(here, pictures):
         searcher.by_id(10_001, rerank=True)
 
 
+def test_a_folder_is_added_from_the_command_line(here, pictures, run_stages: StageRunner):
+    codes = read_codes()
+    Path("photos").mkdir()
+    for image in codes.query_id[:3].tolist():
+        Path(f"photos/{image}.png").write_bytes(pictures[image])
+    Path("photos/bad.png").write_bytes(b"")
+    gone = codes.database_id[:2].tolist()
+    result = run_stages(here, "index", "--add", "photos", "--remove", str(gone[0]), "--remove", str(gone[1])).check()
+    first = int(codes.database_id.max()) + 1
+    assert result.stdout == f"2 images removed\n3 images added, with ids from {first}\n"
+    assert result.stderr.startswith("skipped ") and "bad.png" in result.stderr
+    index = Searcher.open().index
+    assert index.ids[-3:].tolist() == [first, first + 1, first + 2] and not set(gone) & set(index.ids)
+    names = index.names(np.arange(len(index) - 3, len(index)))
+    for image, name in zip(range(first, first + 3), names, strict=True):
+        np.testing.assert_array_equal(index.code_of(image), codes.query[codes.query_id == int(Path(name).stem)][0])
+        assert index.thumbnails(np.array([image]))[image].startswith(b"\xff\xd8")
+    hits = Searcher.open().by_image(Path(names[1]), top=1, radius=0, rerank=True)
+    assert hits.names == [names[1]] and hits.scores[0] == pytest.approx(1, abs=1e-3)
+    assert "no image 10" in run_stages(here, "index", "--remove", "100000").error()
+    for file in Path("photos").iterdir():
+        file.write_bytes(b"")
+    assert "none of 4 files" in run_stages(here, "index", "--add", "photos").stderr
+
+
 # ---- what cannot be
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -133,17 +134,23 @@ def encode(folder: str | None, output: Path | None, model: str | Path | None) ->
     encoder = Encoder.load(Path() if model is None else published(model), _device(model))
     batches = list(encode_files(encoder, paths, 0 if len(paths) <= BATCH else cores()))
     names = [name for batch in batches for name in batch.names]
-    skipped = [entry for batch in batches for entry in batch.skipped]
-    for path, reason in skipped[:NAMED]:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
-    if skipped[NAMED:]:
-        print(f"skipped {len(skipped) - NAMED:,} more", file=sys.stderr)
+    skipped = report_skipped(batches, sys.stderr)
     if not names:
         raise InputError(f"--folder {text(folder)}: none of {len(paths):,} files can be read as an image")
     made: Provenance = replace(encoder.made_from, stage="encode", dataset="")
     write_encoded(output, names, np.concatenate([batch.codes for batch in batches]), encoder.net.config.method, made)
-    print(f"{len(names):,} codes of {encoder.bits} bits in {output}" + (f", {len(skipped):,} files skipped"
-                                                                       if skipped else ""))  # fmt: skip
+    left_out = f", {skipped:,} files skipped" if skipped else ""
+    print(f"{len(names):,} codes of {encoder.bits} bits in {output}{left_out}")
+
+
+def report_skipped(batches: Sequence[Batch], stream: TextIO) -> int:
+    """Name the first files that were skipped, a line each; how many there are."""
+    skipped = [entry for batch in batches for entry in batch.skipped]
+    for path, reason in skipped[:NAMED]:
+        print(f"skipped {path}: {reason}", file=stream)
+    if skipped[NAMED:]:
+        print(f"skipped {len(skipped) - NAMED:,} more", file=stream)
+    return len(skipped)
 
 
 def _device(model: str | Path | None) -> str:

@@ -4,6 +4,8 @@ Reads data/codes.h5, data/images and data/dataset.json, writes data/index. `pyth
 
 index.kind: flat compares a query with every code; ivf with those of the nearest groups, and may miss some; multihash
 looks codes up by their parts, which pays for radii of a few bits; auto is flat up to ten million codes, else ivf.
+
+With --add DIR or --remove ID it changes the index that is there instead, without training or encoding anything again.
 """
 
 from typing import Literal

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from stages.index.files import (
 
 
 class BinaryIndex:
-    """``data/index``, open. Searching is safe from several threads.
+    """``data/index``, open. Several threads may search it while none changes it.
 
     Attributes:
         directory, manifest: where it lies, and what it is.
@@ -39,12 +39,13 @@ class BinaryIndex:
 
     def __init__(self, directory: Path = INDEX) -> None:
         self.directory = directory
-        self._lock = threading.Lock()  # a multi-hash index keeps the number of flips of a look-up
         self._open()
 
     def _open(self) -> None:
         self.manifest = read_manifest(self.directory)
         self._index = read_faiss(self.directory, self.manifest)
+        # A multi-hash index keeps the number of flips of a look-up, so that only one thread may be at it.
+        self._turn = threading.Lock() if self.manifest.kind == "multihash" else nullcontext()
         self._rows = read_rows(self.directory, self.manifest)
         self.ids: np.ndarray = self._rows["id"].to_numpy()
         # Of one chunk, these are no copies; taking a few values of many chunks would take longer than the search.
@@ -75,12 +76,12 @@ class BinaryIndex:
 
     def nearest(self, code: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and distances of the `count` codes nearest to uint8 (bits / 8,), by distance, then by row."""
-        with self._lock:
+        with self._turn:
             return binary.nearest(self._index, code, count)
 
     def within(self, code: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and distances of all codes at most `radius` bits from uint8 (bits / 8,), by distance, then by row."""
-        with self._lock:
+        with self._turn:
             return binary.within(self._index, code, radius)
 
     @cached_property
@@ -199,8 +200,7 @@ class BinaryIndex:
                 raise InputError(f"{self.directory}: was changed by another process meanwhile; open it again")
             try:
                 yield self.manifest.generation + 1
-                with self._lock:
-                    self._open()
+                self._open()
             finally:
                 kept = {MANIFEST, *read_manifest(self.directory).files}
                 for file in self.directory.iterdir():

@@ -41,7 +41,7 @@ class Query:
 
 
 class Searcher:
-    """Searches the index of a project; from several threads, if need be.
+    """Searches the index of a project; from several threads at once, if need be, while none changes the index.
 
     Every query takes ``top``, the number of hits; ``radius``, the Hamming distance in bits that they may have at most;
     and ``rerank``: the nearest candidates by Hamming distance are ordered by the cosine of their float features with
@@ -94,7 +94,7 @@ class Searcher:
         if not images:
             raise InputError("search: no image is given")
         decoded = [_decoded(image) for image in images]
-        features, relaxed = self._encoder.images(decoded)
+        features, relaxed = self.encoder.images(decoded)
         names = [str(image) if isinstance(image, str | Path) else "an image" for image in images]
         feature = None if features is None else _unit(features.mean(axis=0))
         return self._search(Query(", ".join(names), pack(relaxed.mean(axis=0)[None])[0], feature), top, radius, rerank)
@@ -177,7 +177,12 @@ class Searcher:
     # ---- what is loaded once
 
     @property
-    def _encoder(self) -> "Encoder":
+    def encoder(self) -> "Encoder":
+        """The models that the codes of the index are of, loaded when they are first asked for.
+
+        Raises:
+            InputError: they are missing, damaged, or others.
+        """
         with self._loading:
             return self._loaded_encoder
 
@@ -223,9 +228,9 @@ class Searcher:
 
         from stages.hashnet import HashNet, relaxed_codes
 
-        features, net = self._features.train(), self._encoder.net
+        features, net = self._features.train(), self.encoder.net
         if isinstance(net, HashNet):
-            rows = torch.from_numpy(features).to(self._encoder.device)
+            rows = torch.from_numpy(features).to(self.encoder.device)
             return features, relaxed_codes(net, rows).cpu().numpy()
         rows = self.index.rows_of(self._features.train_id)
         if (rows < 0).all():
