@@ -121,6 +121,7 @@ def test_a_reader_who_sees_nothing_is_told(page):
     figures = page.all("svg")
     assert all(found["role"] == "img" and len(found["aria-label"]) > 20 for found in figures)
     assert len({found["aria-label"] for found in figures}) == len(figures)
+    assert all(attributes["aria-label"] for _, attributes in page.elements if "tabindex" in attributes)
     assert all(found.get("scope") in ("row", "col") for found in page.all("th"))
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -145,7 +146,8 @@ def test_colours_of_both_schemes_are_told_apart():
                 assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
 
 
-def test_pictures_are_of_one_size(page):
+def test_pictures_are_of_one_size(page, original):
+    assert (original / PAGE).stat().st_size < 2_000_000
     for found in page.all("img"):
         data = base64.b64decode(found["src"].removeprefix("data:image/webp;base64,"))
         with Image.open(io.BytesIO(data)) as picture:
