@@ -89,7 +89,7 @@ def _encode(
 
 def _index(
     folder: Annotated[str | None, typer.Option("--add", help="Add the images of a folder; - reads paths.")] = None,
-    ids: Annotated[list[int] | None, typer.Option("--remove", help="Remove this image, by id; repeat for more.")] = None,
+    ids: Annotated[list[int] | None, typer.Option("--remove", help="Remove the image of this id; repeat it.")] = None,
 ) -> None:
     with one_line_errors():
         if folder is None and not ids:
