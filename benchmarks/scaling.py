@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[1]
 QUERIES = 500
 #: Sizes of each kind of work, and the stages whose cost grows with it.
 SWEEPS: Mapping[str, tuple[Sequence[int], Sequence[str]]] = {
-    "images": ((1500, 4500, 13_500), STAGES),
-    "concepts": ((100, 800, 3200), ("mine", "similarity", "train")),
+    "images": ((1500, 4500, 10_500), STAGES),
+    "concepts": ((50, 200, 800), ("mine", "similarity", "train")),
     "components": ((50, 200, 800), ("components", "train")),
     "bits": ((16, 64, 256), ("train", "encode", "evaluate")),
 }

@@ -173,9 +173,12 @@ ALONE = {
     ("report", "reports/train"), ("report", "models/clip"),
 }  # fmt: skip
 WITHOUT_MODEL = {"data/images", "data/dataset.json"}
+#: By stage, what stands beside images alone, which know of no model.
+WITH_IMAGES_ALONE = {"index": {"data/codes.h5"}}
 COMPARED = [
     (stage, path, what) for stage in STAGES for path in inputs(stage) for what in ("dataset", "model")
-    if (stage, path) not in ALONE and not (what == "model" and path in WITHOUT_MODEL)
+    if (stage, path) not in ALONE
+    and not (what == "model" and path in WITHOUT_MODEL | WITH_IMAGES_ALONE.get(stage, set()))
 ]  # fmt: skip
 
 
