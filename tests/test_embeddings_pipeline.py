@@ -73,7 +73,8 @@ def run_all(stages: str, **changes: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dsch", "fused"])
 def test_images_alone_are_enough(here: Path, capsys: pytest.CaptureFixture, method: str) -> None:
-    run_all("download weights extract mine similarity components train encode baselines evaluate", method=method)
+    run_all("download weights extract mine similarity components train encode baselines evaluate "
+            "explain report", method=method)  # fmt: skip
     dataset = read_dataset()
     assert (dataset.name, dataset.protocol, dataset.class_names) == ("things", "holdout", list("012345"))
     assert dataset.counts == {"images": 598, "query": 59, "database": 539, "train": 539}
@@ -89,6 +90,9 @@ def test_images_alone_are_enough(here: Path, capsys: pytest.CaptureFixture, meth
     assert [line.split(":")[0] for line in said if line] == ["mine", "similarity"]
     assert "no concepts. method: fused and dsch need none; uhscm needs clip.model, or a Parquet" in said[0]
     assert said[1].endswith("method: fused and dsch need none")
+    page = Path("reports/index.html").read_text(encoding="utf-8")
+    assert "so there are no concepts" in page and "the features were computed elsewhere" in page
+    assert "Not looked for: there are no pixels" in page
 
 
 def test_without_a_text_side_uhscm_says_what_is_missing(here: Path) -> None:
