@@ -206,6 +206,9 @@ def test_published_numbers_are_shown_for_their_protocol_alone():
     found = published("cifar10", "cifar10", "ViT-B-16-quickgelu", metrics, 48)
     assert found.metric == "map_at_1000_stable" and ("OH", 48, 0.88) in found.rows
     assert "differs" not in found.why
+    assert "differs" not in published("cifar10", "cifar10", "hf-hub:laion/CLIP-ViT-B-16-laion2B", metrics, 36).why
+    assert "features are of no CLIP" in published("cifar10", "cifar10", None, metrics, 48).why
+    assert "features are of ViT-B-16-SigLIP" in published("cifar10", "cifar10", "ViT-B-16-SigLIP", metrics, 48).why
     differs = published("cifar10", "cifar10", "RN50", metrics, 32).why
     assert "its features are of RN50 and its codes have 32 bits" in differs
     for dataset, protocol, why in (

@@ -1,7 +1,7 @@
 """Numbers that others have published, for runs of the protocol that they were measured with."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,13 @@ def published(dataset: str, protocol: str, model: str | None, metrics: Mapping[s
                          f"run's is {protocol}.")  # fmt: skip
     if metric not in metrics:
         return Published(f"None: those for {dataset} are mAP@{found['cutoff']:,}, which this run has not measured.")
-    other = [] if model and found_in(known["features"], model) else [f"its features are of {model or 'no CLIP'}"]
+    other = [] if is_of(model, known["features"]) else [f"its features are of {model or 'no CLIP'}"]
     other += [f"its codes have {bits} bits"] if bits not in {row["bits"] for row in found["rows"]} else []
     but = f" This run differs: {' and '.join(other)}." if other else ""
     rows = tuple((row["method"], row["bits"], row["map"]) for row in found["rows"])
     return Published(f"For orientation, {known['source']}.{but}", metric, found["cutoff"], rows)
 
 
-def found_in(features: str, model: str) -> bool:
-    """Whether `model`, a name of open_clip or of a hub, is the architecture `features`."""
-    return features.lower() in model.lower()
+def is_of(model: str | None, names: Sequence[str]) -> bool:
+    """Whether `model` has one of these `names`; one that begins with a slash is a part of the name at a hub."""
+    return model is not None and any(model == name or (name[0] == "/" and name in model) for name in names)
