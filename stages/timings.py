@@ -68,7 +68,8 @@ def read_timings() -> list[Timing]:
     """
     order = list(dict.fromkeys(PRODUCER.values()))
     found = []
-    for path in TIMINGS.glob("*.json"):
+    # Names with a point in front are temporaries of a run that was killed.
+    for path in TIMINGS.glob("[!.]*.json"):
         try:
             timing = Timing(**json.loads(path.read_text(encoding="utf-8")))
             numbers = (timing.seconds, timing.processor_seconds, timing.peak_bytes, timing.worker_peak_bytes)

@@ -43,6 +43,8 @@ def test_notes_are_in_the_order_of_the_stages(workplace):
             pass
     assert [timing.stage for timing in read_timings()] == ["download", "encode", "baselines", "unheard-of"]
     assert read_timings()[0].dataset == ""
+    (TIMINGS / ".train.json.1.abc.tmp.json").write_text("")  # of a run that was killed
+    assert len(read_timings()) == 4
 
 
 def test_the_command_line_notes_each_stage(tmp_path, tiny_run, run_stages):
