@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hdf5_files import is_open
 from small_run import DIGEST, MODEL, write_small_run
 
 from stages.artifacts import CODES, FEATURES, HASHNET, IMAGES, PROVENANCE_KEY, Provenance
@@ -196,4 +197,4 @@ def test_damaged_codes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read_codes()
     assert str(error.value).startswith(str(CODES))
     assert "\n" not in str(error.value)
-    assert h5py.h5f.get_obj_count(types=h5py.h5f.OBJ_FILE) == 0
+    assert not is_open(CODES)

@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hdf5_files import is_open
 
 from stages.artifacts import PROVENANCE_KEY, Provenance
 from stages.errors import InputError
@@ -103,8 +104,8 @@ def test_a_zero_feature_stays_finite(path: Path) -> None:
 
 def test_the_file_is_closed_afterwards(path: Path) -> None:
     with Features(path):
-        assert h5py.h5f.get_obj_count(types=h5py.h5f.OBJ_FILE) == 1
-    assert h5py.h5f.get_obj_count(types=h5py.h5f.OBJ_FILE) == 0
+        assert is_open(path)
+    assert not is_open(path)
 
 
 def _remove(path: Path) -> None:
@@ -180,4 +181,4 @@ def test_a_damaged_file_is_named_and_left_closed(path: Path, monkeypatch: pytest
         Features(target)
     assert str(error.value).startswith(str(target))
     assert "\n" not in str(error.value)
-    assert h5py.h5f.get_obj_count(types=h5py.h5f.OBJ_FILE) == 0
+    assert not is_open(target)
