@@ -96,6 +96,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(workplace):
     assert run_script("scenes", options, PLUG.format(count=0)).returncode == 0
     undisturbed = made()
     assert len(undisturbed) > 5
+    finished = 0
     for count in range(1, 100):
         for place in ("data", "reports", ".resume"):
             shutil.rmtree(workplace / place, ignore_errors=True)
@@ -108,10 +109,12 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(workplace):
         if IMAGES.exists():
             assert len(images()) == 100
         n_parts = len(list(RESUME.glob("download-*/[0-9]*.arrow")))
+        all_there = not list(RESUME.glob("download-*"))  # it was noting how long that took
+        finished += all_there
         assert run_script("scenes", options, PLUG.format(count=0)).returncode == 0
         assert made() == undisturbed and nothing_left_over(), count
-        assert n_parts == min(count - 1, 4)  # 30, 30, 30 and 10 scenes
-    assert count > 12
+        assert n_parts == (0 if all_there else min(count - 1, 4))  # 30, 30, 30 and 10 scenes
+    assert count > 12 and finished <= 1
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -86,7 +87,10 @@ def test_workers_do_not_run_the_main_script(tmp_path):
         "import sys; from stages.workers import run_workers\n"
         "print('main', sorted(run_workers(list, [[1, 2], [3]], 'numbers')), sys.modules['__main__'].__file__)\n"
     )
-    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=60).stdout
+    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    printed = subprocess.run(
+        [sys.executable, script], env=os.environ | path, capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
     assert printed == f"main [1, 2, 3] {script}\n"
 
 
