@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 
 SHARED = ROOT.parent / "shared"
 #: What changing the code length or the method leaves to be done.
-AFTER_BITS = ["train", "encode", "baselines", "evaluate", "explain", "report"]
-AFTER_METHOD = ["train", "encode", "evaluate", "explain", "report"]
+AFTER_BITS = ["train", "encode", "index", "baselines", "evaluate", "explain", "report"]
+AFTER_METHOD = ["train", "encode", "index", "evaluate", "explain", "report"]
 
 
 class Project:
@@ -160,7 +160,7 @@ def test_other_code_length_and_back(fresh):
     report = json.loads((fresh.directory / "reports/metrics.json").read_text())
     assert report["run"][0]["params"]["bits"] == 16
     # Back again: what is expensive comes from the run cache, only the small reports that lie in git are made anew.
-    assert fresh.experiment("bits=32") == (["baselines", "evaluate", "explain", "report"], ["train", "encode"])
+    assert fresh.experiment("bits=32") == (["baselines", "evaluate", "explain", "report"], ["train", "encode", "index"])
     assert fresh.changed() <= {"params.yaml", "dvc.lock"}  # where DVC writes "null" as nothing
     assert fresh.locked() == before
 
