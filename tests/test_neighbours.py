@@ -14,7 +14,7 @@ import torch
 import training_run
 from scipy import stats
 from torch import Tensor
-from training_run import train_params, write_training_inputs
+from training_run import run_interrupted, train_params, write_training_inputs
 
 from stages.artifacts import CONCEPTS, HASHNET, SIMILARITY, Provenance
 from stages.errors import InputError
@@ -23,7 +23,6 @@ from stages.hashnet import load_hashnet, relaxed_codes
 from stages.mine.leakage import IMAGES_ALONE, WHOLE_VOCABULARY
 from stages.params import Method
 from stages.tables import fixed_size_lists, write_table
-from stages.train import trainer
 from stages.train.binarise import signs, straight_through
 from stages.train.methods.bihalf import alignment_loss, half_half
 from stages.train.methods.cibhash import bernoulli_divergence, nt_xent
@@ -563,17 +562,7 @@ def test_a_resumed_training_is_the_undisturbed_one(here: Path, monkeypatch: pyte
     run(short(method))
     undisturbed = result()
     shutil.rmtree(HASHNET)
-
-    def stop(seed: int, epoch: int) -> int:
-        if epoch == 5:
-            raise KeyboardInterrupt
-        return derived_seed(seed, epoch)
-
-    derived_seed = trainer.derived_seed
-    with monkeypatch.context() as patched:
-        patched.setattr(trainer, "derived_seed", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(short(method))
+    run_interrupted(monkeypatch, short(method))
     assert not HASHNET.exists()
     torch.rand(5)
     run(short(method))

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from training_run import train_params, write_training_inputs
+from training_run import run_interrupted, train_params, write_training_inputs
 
 from stages.artifacts import FEATURES, HASHNET, PROVENANCE_KEY, RESUME, Provenance
 from stages.components.artifact import read_components
@@ -17,7 +17,7 @@ from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import HashNet, HashNetConfig, load_hashnet, relaxed_codes
 from stages.mine.distribution import read_distribution
-from stages.train import streamed, trainer
+from stages.train import streamed
 from stages.train.batches import batches
 from stages.train.methods.objective import Inputs, Objective
 from stages.train.methods.registry import METHODS
@@ -186,17 +186,7 @@ def test_a_resumed_training_from_the_disk_is_the_undisturbed_one(
     run(train_params("dsch"))
     undisturbed = (HASHNET / "model.safetensors").read_bytes()
     shutil.rmtree(HASHNET)
-
-    def stop(seed: int, epoch: int) -> int:
-        if epoch == 5:
-            raise KeyboardInterrupt
-        return derived_seed(seed, epoch)
-
-    derived_seed = trainer.derived_seed
-    with monkeypatch.context() as patched:
-        patched.setattr(trainer, "derived_seed", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(train_params("dsch"))
+    run_interrupted(monkeypatch, train_params("dsch"))
     assert len(list(RESUME.glob("train-*/checkpoint.pt"))) == 1
     run(train_params("dsch"))
     assert (HASHNET / "model.safetensors").read_bytes() == undisturbed

@@ -6,6 +6,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pyarrow as pa
+import pytest
 import yaml
 from scene_shards import encoded, picture, write_shards
 
@@ -16,6 +17,8 @@ from stages.params import parse
 from stages.similarity import stage as similarity
 from stages.similarity.config import Params as SimilarityParams
 from stages.tables import fixed_size_lists, write_table
+from stages.train import stage as train
+from stages.train import trainer
 from stages.train.config import Params
 from stages.weights import stage as weights
 from stages.weights.config import Backbone
@@ -66,6 +69,21 @@ def run_similarity() -> None:
 def run_components(**changes: Any) -> None:
     section = {**DEFAULTS["components"], "fine": 6, "coarse": 2, "pca": 5, "iterations": 20, "top": 4, **changes}
     components.run(parse(ComponentsParams, {"seed": 0, "device": "cpu", "components": section}))
+
+
+def run_interrupted(monkeypatch: pytest.MonkeyPatch, params: Params, epoch: int = 5) -> None:
+    """Run the stage ``train``; Ctrl-C comes at the beginning of `epoch`, counted from 0."""
+
+    def stop(seed: int, index: int) -> int:
+        if index == epoch:
+            raise KeyboardInterrupt
+        return derived_seed(seed, index)
+
+    derived_seed = trainer.derived_seed
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "derived_seed", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(params)
 
 
 def write_training_inputs() -> None:

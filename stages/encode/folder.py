@@ -12,9 +12,10 @@ import numpy as np
 from stages.artifacts import Provenance
 from stages.codes import pack
 from stages.decoding import Items, in_order, naming_lost_workers
-from stages.download.files import EXTENSIONS, find_files, read_inside, text
+from stages.download.files import EXTENSIONS, find_files, text
 from stages.encoder import Encoder, Preparation, Prepared, stacked
 from stages.errors import InputError
+from stages.image_files import read_bytes
 from stages.images import decode, thumbnail
 from stages.index.export import require_kind, write_encoded
 from stages.params import parse, read_params_file
@@ -56,8 +57,7 @@ class DecodedFiles(Items):
     def item(self, index: int) -> tuple[list[str], Prepared, list[bytes], list[tuple[str, str]]]:
         names, prepared, thumbnails, skipped = [], [], [], []
         for path in self.paths[index * BATCH : (index + 1) * BATCH]:
-            place = path.resolve()
-            data, problem = read_inside(str(place), str(place.parent))
+            data, problem = read_bytes(path)
             try:
                 if problem:
                     raise ValueError(problem)

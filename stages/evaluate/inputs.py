@@ -1,4 +1,4 @@
-"""What the pictures need of other stages' artifacts, read and checked against the codes."""
+"""The codes with their data set, and what the pictures need of other stages' artifacts, read and checked."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,31 @@ from stages.artifacts import (
     BASELINES_PRECISION_RECALL,
     CODES,
     CONCEPTS,
+    DATASET,
+    IMAGES,
     damaged,
 )
-from stages.codes import Codes
+from stages.codes import Codes, read_codes
+from stages.errors import InputError
 from stages.evaluate.reports import Curve, read_curves, read_report
+from stages.images import Dataset, ImageShards, read_dataset
 from stages.mine.leakage import WHOLE_VOCABULARY, label_matches
 from stages.tables import read_table
+
+
+def read_retrieval() -> tuple[Dataset, ImageShards, Codes]:
+    """Codes of queries and of a database, and the data set that they are of.
+
+    Raises:
+        InputError: one is missing, damaged or of another data set, or there are no queries or no database.
+    """
+    dataset, shards, codes = read_dataset(), ImageShards(), read_codes()
+    shards.provenance.require_same(dataset.provenance, IMAGES, DATASET)
+    codes.provenance.require_same(dataset.provenance, CODES, DATASET)
+    if not len(codes.query) or not len(codes.database):
+        raise InputError(f"{CODES}: {len(codes.query)} queries and {len(codes.database)} database images; "
+                         "choose a protocol that gives both")  # fmt: skip
+    return dataset, shards, codes
 
 
 @dataclass(frozen=True)

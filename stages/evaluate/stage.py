@@ -3,24 +3,19 @@
 from stages.artifacts import (
     CODES,
     COMPONENTS,
-    DATASET,
-    IMAGES,
     METRICS,
     PRECISION_AT_N,
     PRECISION_RECALL,
     Provenance,
     write_csv,
 )
-from stages.codes import read_codes
 from stages.components.artifact import read_components
-from stages.errors import InputError
 from stages.evaluate import pictures, plots, reports
 from stages.evaluate.code_statistics import code_statistics
 from stages.evaluate.config import Params
 from stages.evaluate.examples import evenly_spaced, example_queries, largest_groups
-from stages.evaluate.inputs import read_baseline_curves, read_concepts
+from stages.evaluate.inputs import read_baseline_curves, read_concepts, read_retrieval
 from stages.evaluate.retrieval import evaluate_codes, metrics_dict
-from stages.images import ImageShards, read_dataset
 from stages.mine.leakage import LEAKAGE, leakage_report
 
 REPORTS = METRICS.parent
@@ -31,12 +26,7 @@ EXAMPLES = 8
 
 def run(params: Params) -> None:
     """Read ``data/codes.h5``, write ``reports/metrics.json``, what it is the mean of, curves and pictures."""
-    dataset, shards, codes = read_dataset(), ImageShards(), read_codes()
-    shards.provenance.require_same(dataset.provenance, IMAGES, DATASET)
-    codes.provenance.require_same(dataset.provenance, CODES, DATASET)
-    if not len(codes.query) or not len(codes.database):
-        raise InputError(f"{CODES}: {len(codes.query)} queries and {len(codes.database)} database images; "
-                         "choose a protocol that gives both")  # fmt: skip
+    dataset, shards, codes = read_retrieval()
     concepts, components = read_concepts(codes), read_components()
     components.provenance.require_same(codes.provenance, COMPONENTS, CODES)
     recall_curves, at_n_curves = read_baseline_curves(codes)

@@ -14,9 +14,7 @@ from stages.artifacts import (
     CODES,
     COMPONENTS,
     CONCEPTS,
-    DATASET,
     HASHNET,
-    IMAGES,
     METRICS,
     PRECISION_AT_N,
     PRECISION_RECALL,
@@ -27,15 +25,14 @@ from stages.artifacts import (
     read_json,
 )
 from stages.clip import ClipConfig, read_clip_config
-from stages.codes import Codes, read_codes
+from stages.codes import Codes
 from stages.components.artifact import Components, read_components
-from stages.errors import InputError
-from stages.evaluate.inputs import Concepts, read_baseline_curves, read_concepts
+from stages.evaluate.inputs import Concepts, read_baseline_curves, read_concepts, read_retrieval
 from stages.evaluate.reports import Curve, read_curve, read_query_precision, read_report
 from stages.explain.bits import Profile
 from stages.explain.hierarchy import ConceptHierarchy
 from stages.explain.tables import BITS, HIERARCHY, read_bits, read_hierarchy
-from stages.images import Dataset, ImageShards, read_dataset
+from stages.images import Dataset, ImageShards
 from stages.tables import read_table
 from stages.timings import Timing, read_timings
 
@@ -92,12 +89,7 @@ def read_run() -> Run:
     Raises:
         InputError: one is missing, damaged, or was made from something else than the codes.
     """
-    dataset, shards, codes = read_dataset(), ImageShards(), read_codes()
-    shards.provenance.require_same(dataset.provenance, IMAGES, DATASET)
-    codes.provenance.require_same(dataset.provenance, CODES, DATASET)
-    if not len(codes.query) or not len(codes.database):
-        raise InputError(f"{CODES}: {len(codes.query)} queries and {len(codes.database)} database images; "
-                         "choose a protocol that gives both")  # fmt: skip
+    dataset, shards, codes = read_retrieval()
     made = codes.provenance
     labels = shards.labels(len(dataset.class_names)) if dataset.has_labels else None
     concepts, (_, concepts_made, _) = read_concepts(codes), read_table(CONCEPTS, {})
