@@ -59,7 +59,7 @@ def sort_alone(query: np.ndarray, database: np.ndarray) -> None:
     n, radii, at_once = len(database), BITS + 1, 5
     codes, others = query.view(np.uint64), database.view(np.uint64).T
     first = np.arange(at_once, dtype=np.int32)[:, None] * radii
-    relevant, items = np.ones(at_once * n, bool), np.arange(at_once * n + 1)
+    relevant, items = np.ones(at_once * n, bool), np.arange(at_once * n + 1, dtype=np.int32)
 
     def count(start: int) -> None:
         columns = np.add(np.bitwise_count(codes[start:start + at_once] ^ others), first, dtype=np.int32).reshape(-1)

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 from numpy.typing import DTypeLike
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, get_index_dtype
 
 
 def hamming_distances(query: np.ndarray, database: np.ndarray) -> np.ndarray:
@@ -59,10 +59,12 @@ class CodeRanking:
         self.radii = width * 8 + 1
         self.query_codes, self.codes = _words(query_codes), _words(database_codes)
         self.query_labels, self.labels = _label_words(query_labels), _label_words(database_labels)
-        self.items = np.arange(at_once * self.n + 1)
-        self.columns = np.arange(at_once, dtype=np.int32)[:, None] * self.radii  # the first one of each query
+        # Of the type of the columns: SciPy would bring both to one, in copies, at each conversion.
+        index = get_index_dtype(maxval=at_once * max(self.n, self.radii))
+        self.items = np.arange(at_once * self.n + 1, dtype=index)
+        self.columns = np.arange(at_once, dtype=index)[:, None] * self.radii  # the first one of each query
         self.room = _Room(
-            (at_once, self.n), word=self.codes.dtype, distances=_distance_type(width), columns=np.int32,
+            (at_once, self.n), word=self.codes.dtype, distances=_distance_type(width), columns=index,
             label=self.labels.dtype, relevant=bool,
         )  # fmt: skip
 
