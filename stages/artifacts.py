@@ -35,6 +35,7 @@ COMPONENTS = Path("data/components.h5")
 HASHNET = Path("models/hashnet")
 CODES = Path("data/codes.h5")
 INDEX = Path("data/index")
+MAP = Path("data/map.parquet")
 METRICS = Path("reports/metrics.json")
 BASELINES = Path("reports/baselines.json")
 BASELINES_PRECISION_RECALL = Path("reports/plots/baselines_precision_recall.csv")
@@ -50,7 +51,7 @@ PRODUCER = {
     IMAGES: "download", DATASET: "download", SPLITS: "download", CLIP: "weights", BACKBONE: "weights",
     FEATURES: "extract", CONCEPTS: "mine",
     CONCEPT_DISTRIBUTION: "mine", SIMILARITY: "similarity", COMPONENTS: "components", HASHNET: "train",
-    TRAINING: "train", CODES: "encode", INDEX: "index", BASELINES: "baselines",
+    TRAINING: "train", CODES: "encode", INDEX: "index", MAP: "map", BASELINES: "baselines",
     BASELINES_PRECISION_RECALL: "baselines", BASELINES_PRECISION_AT_N: "baselines", METRICS: "evaluate",
     PRECISION_RECALL: "evaluate", PRECISION_AT_N: "evaluate", QUERY_PRECISION: "evaluate", EXPLAIN: "explain",
 }  # fmt: skip
