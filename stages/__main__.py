@@ -20,8 +20,8 @@ from stages.timings import timed
 
 #: The stages in the order in which data flows through them.
 STAGES = (
-    "download", "weights", "extract", "mine", "similarity", "components", "train", "encode", "index", "baselines",
-    "evaluate", "explain", "report",
+    "download", "weights", "extract", "mine", "similarity", "components", "train", "encode", "index", "map",
+    "baselines", "evaluate", "explain", "report",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -41,6 +41,7 @@ from stages.components import stage as components
 from stages.components.artifact import read_components
 from stages.components.config import Params as ComponentsParams
 from stages.components.density import Mixture
+from stages.components.fitted import FittedComponents
 from stages.encoder import Encoder
 from stages.evaluate.reports import read_report
 from stages.explain import figures, survey
@@ -385,17 +386,17 @@ def test_meaning_of_features_is_what_mine_and_components_wrote(here):
     mined, _, _ = read_table(CONCEPT_DISTRIBUTION, {"distribution": None})
     np.testing.assert_allclose(semantics().shares(train), matrix(mined, "distribution"), atol=1e-6)
     stored = read_components()
-    fine = semantics().fine(train)
+    fine = semantics().components.fine(train)
     np.testing.assert_allclose(fine.sum(axis=1), 1)
     np.testing.assert_allclose(np.take_along_axis(fine, stored.top_index, axis=1), stored.top_value, atol=2e-3)
-    coarse = semantics().coarse(fine)
+    coarse = semantics().components.coarse(fine)
     np.testing.assert_allclose(coarse[:, 1], fine[:, stored.coarse_labels == 1].sum(axis=1))
 
 
 def test_a_hard_assignment_stays_one():
     mixture = Mixture(np.array([0.5, 0.5]), np.array([[0.0], [1.0]]), np.ones((2, 1)))
     for assignment, expected in (("hard", [0.0, 1.0]), ("soft", None)):
-        found = Semantics([], np.empty((0, 3)), 3.0, mixture, assignment, np.zeros(3), np.eye(3)[:1], np.array([0, 1]))
+        found = FittedComponents(mixture, assignment, np.zeros(3), np.eye(3)[:1], np.array([0, 1]))
         fine = found.fine(np.array([[0.9, 0.0, 0.0]], np.float32))[0]
         assert fine.tolist() == expected if expected else 0 < fine[0] < fine[1] < 1
 
@@ -405,7 +406,7 @@ def test_stage_writes_what_it_says(here):
     signs = unpack(codes.database)
     with Features() as features:
         rows = features.images(codes.database_id)
-    fine, shares = semantics().fine(rows), semantics().shares(rows)
+    fine, shares = semantics().components.fine(rows), semantics().shares(rows)
 
     table = pd.read_parquet(BITS)
     assert table.columns.tolist() == ["kind", "index", "name", "bit", "correlation", "mean"]
@@ -415,7 +416,7 @@ def test_stage_writes_what_it_says(here):
     assert (made_from.dataset, made_from.params) == (dataset.digest, codes.provenance.params)
     assert found["concept"].names == names and found["coarse"].names == [f"coarse {c}" for c in range(4)]
     with np.errstate(invalid="ignore"):
-        for kind, values in (("concept", shares), ("fine", fine), ("coarse", semantics().coarse(fine))):
+        for kind, values in (("concept", shares), ("fine", fine), ("coarse", semantics().components.coarse(fine))):
             k = values.shape[1]
             expected = np.nan_to_num(np.corrcoef(values.T, signs.T)[:k, k:])
             np.testing.assert_allclose(found[kind].correlation, expected, atol=1e-5)
@@ -453,7 +454,7 @@ def test_report(here):
     # The recovery, image by image.
     labels = ImageShards().labels(20)[codes.database_id]
     with Features() as features:
-        index = semantics().fine(features.images(codes.database_id)).argmax(axis=1)
+        index = semantics().components.fine(features.images(codes.database_id)).argmax(axis=1)
     alone = labels.sum(axis=1) == 1
     categories = content["recovery"]["categories"]
     assert (categories["images"], content["recovery"]["images"]) == (alone.sum(), 300)
@@ -563,7 +564,7 @@ def test_full_covariances_are_read(here):
     """Diagonal ones, written as matrices, mean the same."""
     with Features() as features:
         images = features.images()
-    diagonal = semantics().fine(images)
+    diagonal = semantics().components.fine(images)
     with h5py.File(COMPONENTS, "a") as file:
         variances = file["variances"][:]
         del file["variances"]

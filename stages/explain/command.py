@@ -33,10 +33,10 @@ def explain(image: Path | None, index: int | None, as_json: bool = False) -> Non
     component_concepts = read_component_concepts()
     semantics = read_semantics(made_from, BITS)
     found = encode_file(image, made_from) if image is not None else encoded_id(index, made_from)
-    fine = semantics.fine(found.features)
+    fine = semantics.components.fine(found.features)
     told = {"image": found.name} | read_code(
-        found.signs, semantics.shares(found.features)[0], {"fine": fine[0], "coarse": semantics.coarse(fine)[0]},
-        profiles, component_concepts,
+        found.signs, semantics.shares(found.features)[0],
+        {"fine": fine[0], "coarse": semantics.components.coarse(fine)[0]}, profiles, component_concepts,
     )  # fmt: skip
     console = Console(highlight=False)
     if as_json:

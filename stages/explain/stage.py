@@ -38,7 +38,7 @@ def run(_: Params) -> None:
         features.provenance.require_same(codes.provenance, FEATURES, CODES)
         found = survey(semantics, features, codes.database, codes.database_id, labels)
         profiles = _profiles(found, semantics)
-        hierarchy = concept_hierarchy(found.joint / found.n, found.mass / found.n, semantics.coarse_labels)
+        hierarchy = concept_hierarchy(found.joint / found.n, found.mass / found.n, semantics.components.coarse_labels)
         report = _summary(found, profiles, hierarchy)
         if semantics.concepts and len(codes.query):
             meant = all_labels[codes.query_id] @ naming(semantics.concepts, dataset.class_names)
@@ -74,10 +74,10 @@ def _labels(dataset: Dataset) -> np.ndarray:
 def _profiles(found: Survey, semantics: Semantics) -> dict[str, Profile]:
     names = {
         "concept": semantics.concepts,
-        "fine": [component_name("fine", k) for k in range(semantics.n_fine)],
-        "coarse": [component_name("coarse", k) for k in range(semantics.n_coarse)],
+        "fine": [component_name("fine", k) for k in range(semantics.components.n_fine)],
+        "coarse": [component_name("coarse", k) for k in range(semantics.components.n_coarse)],
     }
-    edges = np.cumsum([len(names["concept"]), semantics.n_fine])
+    edges = np.cumsum([len(names["concept"]), semantics.components.n_fine])
     correlations, mean_codes = (np.split(a, edges) for a in (found.moments.correlation(), found.moments.mean_code()))
     return {kind: Profile(*parts) for kind, parts in
             zip(names, zip(names.values(), correlations, mean_codes, strict=True), strict=True)}  # fmt: skip
@@ -109,7 +109,8 @@ def _meanings(profiles: dict[str, Profile]) -> list[dict[str, Any]]:
 def _recovery(found: Survey, dataset: Dataset, labels: np.ndarray) -> dict[str, Any]:
     labelled = labels.any(axis=1)
     index = {level: places[labelled] for level, places in found.found.items()}
-    one_hot = np.eye(found.semantics.n_coarse)[found.semantics.coarse_labels]
+    components = found.semantics.components
+    one_hot = np.eye(components.n_coarse)[components.coarse_labels]
     joint, mass, cooccurrence = found.label_joint, found.label_mass, found.cooccurrence
     levels = {
         "fine": Found(index["fine"], joint, mass, cooccurrence),

@@ -26,9 +26,9 @@ class Survey:
     """
 
     def __init__(self, semantics: Semantics, bits: int, classes: int) -> None:
-        m, m1 = len(semantics.concepts), semantics.n_fine
+        m, m1 = len(semantics.concepts), semantics.components.n_fine
         self.semantics = semantics
-        self.moments = BitMoments(bits, m + m1 + semantics.n_coarse)
+        self.moments = BitMoments(bits, m + m1 + semantics.components.n_coarse)
         self.joint, self.mass = np.zeros((m1, m)), np.zeros(m1)
         self.label_joint, self.label_mass = np.zeros((m1, classes)), np.zeros(m1)
         self.cooccurrence = np.zeros((m1, m1))
@@ -45,8 +45,8 @@ class Survey:
 
     def add(self, signs: np.ndarray, features: np.ndarray, labels: np.ndarray) -> None:
         """Add images by their codes (b, K) in {-1, +1}, features (b, d) and labels bool (b, C)."""
-        shares, fine = self.semantics.shares(features).astype(np.float64), self.semantics.fine(features)
-        coarse = self.semantics.coarse(fine)
+        shares, fine = self.semantics.shares(features).astype(np.float64), self.semantics.components.fine(features)
+        coarse = self.semantics.components.coarse(fine)
         self.moments.add(signs, np.concatenate([shares, fine, coarse], axis=1))
         self.joint += fine.T @ shares
         self.mass += fine.sum(axis=0)
