@@ -60,7 +60,7 @@ def _register(name: str) -> None:
 
     help_text = _docstring(f"stages.{name}.config")
     register = app.command(name, help=help_text, rich_help_panel="Stages, in the order in which data flows")
-    register({"explain": _explain, "encode": _encode, "index": _index}.get(name, command))
+    register({"explain": _explain, "encode": _encode, "index": _index, "report": _report}.get(name, command))
 
 
 def _explain(
@@ -96,6 +96,23 @@ def _index(
             run_stage("index")
         else:
             importlib.import_module("stages.search.change").change(folder, ids or [])
+
+
+def _report(
+    timings: Annotated[Path | None, typer.Option(help="Write the page with times here instead.")] = None,
+) -> None:
+    with one_line_errors():
+        if timings is None:
+            run_stage("report")
+        else:
+            importlib.import_module("stages.report.with_times").write_with_times(timings)
+
+
+@app.command("timings")
+def _timings() -> None:
+    """How long each stage took when it last ran here, and how much memory."""
+    with one_line_errors():
+        importlib.import_module("stages.timings").show()
 
 
 @app.command("search")

@@ -264,3 +264,13 @@ def load_clip(path: Path = CLIP, device: str | torch.device = "cpu", precision: 
         resize_mode=settings["resize_mode"], device=device, precision=precision,
         _model=model.to(device), _tokenize=tokenize,
     )  # fmt: skip
+
+
+def load_clip_of(made: Provenance, made_path: Path, path: Path, device: str | torch.device) -> ClipModel:
+    """:func:`load_clip` of the model that the artifact at `made_path`, with the provenance `made`, was made with.
+
+    Raises:
+        InputError: as of :func:`load_clip`; or another model is pinned.
+    """
+    Provenance("weights", model=read_clip_config(path).sha256).require_same(made, path, made_path)
+    return load_clip(path, device)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stages.artifacts import CLIP, HASHNET, Provenance
 from stages.backbone import BackboneNet, evaluation_pixels
-from stages.clip import ClipModel, load_clip, read_clip_config
+from stages.clip import ClipModel, load_clip_of, read_clip_config
 from stages.device import resolve_device
 from stages.hashnet import HashNet, Network, load_hashnet, relaxed_codes
 
@@ -68,8 +68,7 @@ class Encoder:
         net, made_from = load_hashnet(project / HASHNET)
         clip = None
         if features or isinstance(net, HashNet) or read_clip_config(project / CLIP).model is not None:
-            clip = load_clip(project / CLIP, place)
-            Provenance("weights", model=clip.sha256).require_same(made_from, project / CLIP, project / HASHNET)
+            clip = load_clip_of(made_from, project / HASHNET, project / CLIP, place)
         return cls(net.to(place), clip, made_from, place)
 
     @property

@@ -8,7 +8,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,3 +79,46 @@ def read_timings() -> list[Timing]:
             raise InputError(f"{path}: no record of a stage's time; delete it") from None
         found.append(timing)
     return sorted(found, key=lambda t: (order.index(t.stage) if t.stage in order else len(order), t.stage))
+
+
+def as_table(timings: Sequence[Timing]) -> list[list[str]]:
+    """What a reader sees of `timings`: a header, and a row each."""
+    header = ["stage", "time", "of all cores", "peak memory", "of its largest worker"]
+    return [header] + [
+        [timing.stage, _duration(timing.seconds), _duration(timing.processor_seconds), _mebibytes(timing.peak_bytes),
+         _mebibytes(timing.worker_peak_bytes)] for timing in timings
+    ]  # fmt: skip
+
+
+def show() -> None:
+    """Print what is recorded.
+
+    Raises:
+        InputError: nothing is, or a record is damaged.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    timings = read_timings()
+    if not timings:
+        raise InputError(f"{TIMINGS}: no stage has run here, or all that did came from a cache; run one, for instance "
+                         "`python -m stages report`")  # fmt: skip
+    header, *rows = as_table(timings)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB" if size else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

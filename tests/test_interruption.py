@@ -37,8 +37,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, run_stages: StageRunne
     for name, changes in (("now", {}), ("earlier", EARLIER)):
         directory = prepare(tmp_path_factory.mktemp(name), SMALL, changes)
         for stage in STAGES:
-            if stage == "report":  # which shows the times of the others
-                shutil.rmtree(directory / "reports/timings")
             run_stages(directory, stage).check()
         runs.append(directory)
     return runs[0], runs[1]
@@ -95,7 +93,7 @@ def disturbed(request: pytest.FixtureRequest, tmp_path: Path, undisturbed: Any, 
 every_stage = pytest.mark.parametrize("disturbed", STAGES, indirect=True)
 
 #: Trials of the stages that take longest; of the others every change of the disk, or this many.
-FEWER, MANY = {"extract": 12, "evaluate": 8, "report": 8}, 32
+FEWER, MANY = {"extract": 12, "map": 8, "evaluate": 8, "report": 8}, 32
 
 
 def sample(total: int, most: int) -> list[int]:

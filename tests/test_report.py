@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from stage_runner import copy, inputs
 from stages.artifacts import BASELINES, CONCEPTS, DATASET, METRICS, QUERY_PRECISION, read_json, write_json
 from stages.errors import InputError
 from stages.explain.tables import HIERARCHY, read_hierarchy
+from stages.map.artifact import read_map, write_map
 from stages.report import findings
 from stages.report.config import Params
-from stages.report.figures import svg, training_losses
+from stages.report.figures import MAX_COLOURED, MAX_POINTS, image_map, svg, training_losses
 from stages.report.intervals import bootstrap_interval
 from stages.report.markdown import escaped, table
 from stages.report.published import PUBLISHED, published
 from stages.report.stage import PAGE, SUMMARY, run
+from stages.report.with_times import write_with_times
 from stages.timings import TIMINGS
 
 HOSTILE = """<script>alert("1")</script> 'x' & | [a](javascript:b) `c` $d$"""
@@ -100,7 +103,7 @@ def test_every_section_is_there_and_in_the_table_of_contents(page):
     assert links == ["#main", *(f"#{name}" for name in sections)]
     for words in ("What was run", "mAP@all", "ITQ", "Best", "Worst", "Drawn at random", "Kept (", "Group ", "Dead "):
         assert words in page.text
-    assert len(page.all("svg")) == 9
+    assert len(page.all("svg")) == 10
 
 
 def test_nothing_is_fetched(page, original):
@@ -164,7 +167,7 @@ def test_what_was_run_is_told_with_its_digests(page, original):
 
 
 def test_same_inputs_same_bytes(here, original, run_stages):
-    """In another directory and process; times are an input, too, but that of the report itself is not."""
+    """In another directory and process, whatever time the stages took."""
     run(Params())
     for path in (PAGE, SUMMARY):
         assert path.read_bytes() == (original / path).read_bytes()
@@ -173,6 +176,7 @@ def test_same_inputs_same_bytes(here, original, run_stages):
         run_stages(here, "report").check()
         assert (TIMINGS / "report.json").exists()
         assert PAGE.read_bytes() == (original / PAGE).read_bytes()
+        write_json(TIMINGS / "train.json", timing("train"))
 
 
 # ---- numbers
@@ -313,7 +317,7 @@ def test_without_labels_the_rest_is_there(here):
     found = Page(PAGE.read_text())
     assert "there are no retrieval metrics" in found.text and "Drawn at random" in found.text
     assert "Best" not in found.text and "✓" not in found.text
-    assert len(found.all("svg")) == 6
+    assert len(found.all("svg")) == 7
     assert "### Metrics" not in SUMMARY.read_text()
 
 
@@ -355,6 +359,14 @@ def test_cooccurrence_of_other_components_is_refused(here):
         run(Params())
 
 
+def test_a_map_of_other_codes_is_refused(here):
+    found = read_map()
+    params = found.provenance.params | {"bits": 64}
+    write_map(replace(found, provenance=replace(found.provenance, params=params)))
+    with pytest.raises(InputError, match=r"^data/map\.parquet: was made with other codes than those in data/codes\.h5"):
+        run(Params())
+
+
 def test_model_of_other_features_is_refused(here):
     path = Path("models/clip/config.json")
     write_json(path, read_json(path) | {"sha256": "f" * 64})
@@ -372,17 +384,33 @@ def timing(stage, **changes):
     } | changes  # fmt: skip
 
 
-def test_times_of_this_run_are_shown_in_order(here):
+def test_times_of_this_run_are_shown_on_demand_and_in_order(here, original, run_stages):
     for stage, changes in (
         ("train", {"params": {"method": "fused", "bits": 32}}), ("download", {"seconds": 3725.0}), ("report", {}),
         ("encode", {"dataset": "f" * 64}), ("baselines", {"params": {"bits": 64}}),
     ):  # fmt: skip
         write_json(TIMINGS / f"{stage}.json", timing(stage, **changes))
-    run(Params())
-    text = Page(PAGE.read_text()).text.split("Time and memory")[-1]
+    write_with_times(Path("times.html"))
+    text = Page(Path("times.html").read_text()).text.split("Time and memory")[-1]
     assert "download 1 h 02 min 1 min 40 s 300 MiB" in text and "train 1 min 01 s" in text
-    assert text.index("download") < text.index("train")
-    assert "encode" not in text and "baselines" not in text and "report" not in text
+    assert text.index("download") < text.index("train") < text.index("report 1 min")
+    assert "encode" not in text and "baselines" not in text
+    assert not PAGE.exists()
+    run_stages(here, "report", "--timings", "again.html").check()
+    assert Path("again.html").read_bytes() == Path("times.html").read_bytes()
+    kept = Page((original / PAGE).read_text()).text.split("Time and memory")[-1]
+    assert "python -m stages timings" in kept and "MiB" not in kept
+
+
+def test_a_page_with_times_of_nothing_says_so(here):
+    write_with_times(Path("times.html"))
+    assert "No stage has run on this machine" in Page(Path("times.html").read_text()).text
+
+
+@pytest.mark.parametrize("name", ["reports/index.html", "reports/../reports/index.html", "times.htm", "times"])
+def test_the_page_that_is_kept_has_no_times(here, name):
+    with pytest.raises(InputError, match=r"^--timings .*: the page with times is an \.html file beside reports/index"):
+        write_with_times(Path(name))
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"stage": "train"}', '{"stage": "other"}'])
@@ -390,7 +418,7 @@ def test_a_damaged_record_of_time_is_named(here, content):
     TIMINGS.mkdir(parents=True)
     (TIMINGS / "train.json").write_text(content)
     with pytest.raises(InputError, match=r"^reports/timings/train\.json: no record of a stage's time; delete it$"):
-        run(Params())
+        write_with_times(Path("times.html"))
 
 
 # ---- parts
@@ -400,6 +428,21 @@ def test_figures_take_the_colours_of_the_page():
     text = svg(training_losses({"loss": [(0.0, 2.0), (1.0, 1.0)], "bits": [(0.0, 1.0), (1.0, 0.5)]}), "Losses.")
     assert "var(--accent)" in text and "var(--ink)" in text and "#0b5cad" not in text and "http" not in text
     assert text == svg(training_losses({"loss": [(0.0, 2.0), (1.0, 1.0)], "bits": [(0.0, 1.0), (1.0, 0.5)]}), "Losses.")
+
+
+def test_the_map_colours_the_largest_components_and_draws_so_many_images():
+    rng = np.random.default_rng(0)
+    coarse = np.minimum(rng.integers(0, 20, 5000), 15) - 1  # 14 is the largest, some have none
+    names = [f"group {k}" for k in range(15)]
+    figure = image_map(*rng.standard_normal((2, 5000)), coarse, names)
+    (axes,), (legend,) = figure.axes, figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels[0] == "group 14" and len(labels) == MAX_COLOURED + 1 and labels[-1] == "3 smaller ones"
+    assert sum(len(line.get_xdata()) for line in axes.lines) == MAX_POINTS
+    marks = {(line.get_marker(), line.get_color()) for line in axes.lines}
+    assert len(marks) == MAX_COLOURED + 1
+    few = image_map(np.zeros(3), np.zeros(3), np.array([0, 0, 1]), names)
+    assert [text.get_text() for text in few.legends[0].get_texts()] == ["group 0", "group 1"]
 
 
 def test_markdown_of_untrusted_text():

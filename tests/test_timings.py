@@ -5,7 +5,7 @@ import json
 import pytest
 from stage_runner import inputs, link, prepare
 
-from stages.artifacts import DATASET, write_json
+from stages.artifacts import DATASET, read_json, write_json
 from stages.timings import TIMINGS, read_timings, timed
 
 
@@ -45,6 +45,16 @@ def test_notes_are_in_the_order_of_the_stages(workplace):
     assert read_timings()[0].dataset == ""
     (TIMINGS / ".train.json.1.abc.tmp.json").write_text("")  # of a run that was killed
     assert len(read_timings()) == 4
+
+
+def test_notes_are_printed(workplace, run_stages):
+    assert "no stage has run here" in run_stages(workplace, "timings").error()
+    with timed("train", {}):
+        pass
+    record = TIMINGS / "train.json"
+    write_json(record, read_json(record) | {"seconds": 3725.2, "peak_bytes": 300 * 2**20, "worker_peak_bytes": 0})
+    header, line = run_stages(workplace, "timings").check().stdout.splitlines()
+    assert header.startswith("stage") and line.split()[:5] == ["train", "1", "h", "02", "min"] and "300 MiB" in line
 
 
 def test_the_command_line_notes_each_stage(tmp_path, tiny_run, run_stages):

@@ -45,6 +45,7 @@ class Concepts:
     Attributes:
         names; frequency: int (m,), training images whose top concept it is; reasons: why discarded, "" where kept.
         lower, upper: the bounds on the frequency, None where there is no such bound.
+        vocabulary: path of the file that they are from, None where there is none.
     """
 
     names: list[str]
@@ -52,6 +53,7 @@ class Concepts:
     reasons: list[str]
     lower: float | None
     upper: float | None
+    vocabulary: str | None = None
 
     @property
     def kept(self) -> list[str]:
@@ -87,6 +89,7 @@ def read_concepts(codes: Codes) -> Concepts:
     return Concepts(
         table["concept"].to_pylist(), frequency, reasons,
         lower=None if low is None or not m else low * n / m, upper=None if high is None or not m else high * n,
+        vocabulary=provenance.params.get("vocabulary"),
     )  # fmt: skip
 
 

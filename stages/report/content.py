@@ -21,7 +21,6 @@ from stages.report.findings import chosen_queries, metric_title, warnings
 from stages.report.inputs import Run, vocabulary_name
 from stages.report.intervals import bootstrap_interval
 from stages.report.published import Published, published
-from stages.timings import Timing
 
 #: Concepts of a reason that are listed by name; the number of the others is told.
 LISTED = 60
@@ -65,8 +64,6 @@ class Content:
         concepts: (reason, names that are listed, number of them all), those that were kept first, as "".
         groups: coarse components; words: the concepts of the fine ones and of the coarse ones.
         bits: (bit, share of ones, words) of each, where there are few enough to list.
-        timings: of the stages.
-        description: for the ``<meta>`` element: what the report was made from.
     """
 
     title: str
@@ -87,7 +84,6 @@ class Content:
     coarse_words: list[str]
     bit_rows: list[tuple[int, float, str]]
     bit_facts: list[tuple[str, str]]
-    timings: list[Timing]
 
 
 def content(run: Run) -> Content:
@@ -110,13 +106,12 @@ def content(run: Run) -> Content:
         _figures(run, name, rows, intervals, coarse, mean, correlation),
         {heading: example_queries(codes, run.labels, dataset.class_names, chosen) for heading, chosen in order.items()},
         _concepts(run), largest_groups(run.components, components=3), fine, coarse,
-        _bits(run, mean), _bit_facts(metrics, codes.bits), run.timings,
+        _bits(run, mean), _bit_facts(metrics, codes.bits),
     )  # fmt: skip
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    dataset, mined = run.dataset, run.concepts_made.params
-    counts = dataset.counts
+    dataset, counts = run.dataset, run.dataset.counts
     train = run.trained.params.get("train", {})
     model = "none: the features were computed elsewhere"
     if run.clip.model:
@@ -125,7 +120,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     candidates, kept = len(run.concepts.names), len(run.concepts.kept)
     vocabulary = "none: there is no text side"
     if candidates:
-        vocabulary = f"{vocabulary_name(mined.get('vocabulary'))}: {kept:,} of {candidates:,} concepts kept"
+        vocabulary = f"{vocabulary_name(run.concepts.vocabulary)}: {kept:,} of {candidates:,} concepts kept"
     sources = (run.shards.provenance, run.clip.provenance, run.components.provenance, run.trained)
     versions: dict[str, str] = {}
     for provenance in sources:
@@ -234,7 +229,10 @@ def _figures(
             "Concept shares of the largest coarse components and of the largest fine ones in each, and how far these "
             "drift from the component above.")
     names = [f"{place}  {words[:LONGEST]}" if words else f"group {place}" for place, words in enumerate(coarse)]
-    components = run.components
+    components, shown = run.components, run.map
+    add("map", figures.image_map(shown.x, shown.y, shown.coarse, names),
+        f"Where {min(len(shown.id), figures.MAX_POINTS):,} of the {len(run.codes.database):,} images of the database "
+        "lie when those with similar codes are put near each other (t-SNE), coloured by their coarse component.")
     if len(names) > 1:
         add("cooccurrence", figures.cooccurrence(run.cooccurrence, components.weights, components.coarse_labels, names),
             "Which coarse components share images: an image that is a mixture belongs to several.")

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import matplotlib
 import numpy as np
@@ -26,6 +27,9 @@ NARROW = 40
 
 #: Coarse components in the picture of co-occurrence, at most.
 MAX_COARSE = 40
+
+#: Images on the map, and coarse components with a colour and a mark of their own, at most.
+MAX_POINTS, MAX_COLOURED = 2000, 12
 
 #: Bits in a heat map; with more of them a cell is no longer seen.
 MAX_BITS = 256
@@ -158,3 +162,30 @@ def _bare(axes: matplotlib.axes.Axes) -> None:
     axes.tick_params(length=0, colors=palette.INK)
     for side in axes.spines.values():
         side.set_visible(False)
+
+
+def image_map(x: np.ndarray, y: np.ndarray, coarse: np.ndarray, names: Sequence[str]) -> Figure:
+    """The places of images in the plane, coloured by coarse component: the largest ones each, the others as one.
+
+    Args:
+        x, y: (n,); coarse: int (n,), -1 for none; names: of the coarse components.
+    """
+    rows = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int))
+    x, y, coarse = x[rows], y[rows], coarse[rows]
+    counts = np.bincount(coarse[coarse >= 0], minlength=len(names))
+    shown = [place for place in np.argsort(-counts, kind="stable")[:MAX_COLOURED].tolist() if counts[place]]
+    figure = Figure(figsize=(CURVE[0], 7.4), dpi=120, facecolor=palette.PAPER, layout="constrained")
+    axes = figure.subplots()
+    dots = {"ls": "", "markeredgewidth": 0}
+    for place, (marker, colour) in zip(shown, product("o^", palette.SERIES), strict=False):
+        mine = coarse == place
+        axes.plot(x[mine], y[mine], marker, color=colour, markersize=3.4, label=names[place], zorder=3, **dots)
+    others, left = ~np.isin(coarse, shown), np.count_nonzero(counts) - len(shown)
+    if others.any():
+        label = f"{left:,} smaller {'ones' if left > 1 else 'one'}" if left else "none"
+        axes.plot(x[others], y[others], "o", color=palette.FAINT, markersize=2.2, label=label, **dots)
+    axes.set_aspect("equal", "datalim")
+    _bare(axes)
+    axes.set(xticks=[], yticks=[], facecolor=palette.PAPER)
+    figure.legend(loc="outside lower left", ncols=2, fontsize=8, markerscale=2, frameon=False)
+    return figure

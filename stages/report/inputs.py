@@ -13,8 +13,8 @@ from stages.artifacts import (
     CLIP,
     CODES,
     COMPONENTS,
-    CONCEPTS,
     HASHNET,
+    MAP,
     METRICS,
     PRECISION_AT_N,
     PRECISION_RECALL,
@@ -33,8 +33,7 @@ from stages.explain.bits import Profile
 from stages.explain.hierarchy import ConceptHierarchy
 from stages.explain.tables import BITS, HIERARCHY, read_bits, read_hierarchy
 from stages.images import Dataset, ImageShards
-from stages.tables import read_table
-from stages.timings import Timing, read_timings
+from stages.map.artifact import ImageMap, read_map
 
 #: Where the losses of the training are, one file a term.
 LOSSES = TRAINING / "plots" / "metrics"
@@ -47,13 +46,13 @@ class Run:
     Attributes:
         labels: multi-hot labels of all images, bool (n_images, n_classes), row = id; None where there are none.
         overlap: concepts that guided the method and are names of classes, each with these names.
-        concepts_made: provenance of the concepts; `text_concepts`: names of those of `hierarchy`.
+        text_concepts: names of the concepts of `hierarchy`.
         cooccurrence: (m1, m1) of the fine components.
         metrics: of the run; `query_precision`: tie-aware average precisions (q,) by cut-off, empty without labels.
         baselines: metrics by method, empty without labels; recall_curves, at_n_curves: by method.
         recall, at_n: the curves of the run; losses: of each term by epoch.
         network: ``config.json`` of the hashing network, without its provenance, which is `trained`.
-        timings: of stages that ran on this machine for this data set, method and number of bits.
+        map: places of images of the database.
     """
 
     dataset: Dataset
@@ -61,7 +60,6 @@ class Run:
     codes: Codes
     labels: np.ndarray | None
     concepts: Concepts
-    concepts_made: Provenance
     overlap: Mapping[str, list[str]]
     components: Components
     cooccurrence: np.ndarray
@@ -80,7 +78,7 @@ class Run:
     profiles: Mapping[str, Profile]
     hierarchy: ConceptHierarchy
     text_concepts: list[str]
-    timings: list[Timing]
+    map: ImageMap
 
 
 def read_run() -> Run:
@@ -92,8 +90,7 @@ def read_run() -> Run:
     dataset, shards, codes = read_retrieval()
     made = codes.provenance
     labels = shards.labels(len(dataset.class_names)) if dataset.has_labels else None
-    concepts, (_, concepts_made, _) = read_concepts(codes), read_table(CONCEPTS, {})
-    components = read_components()
+    concepts, components = read_concepts(codes), read_components()
     components.provenance.require_same(made, COMPONENTS, CODES)
     metrics, measured = read_report(METRICS)
     measured.require_same(made, METRICS, CODES)
@@ -115,13 +112,12 @@ def read_run() -> Run:
     profiles, bits_made = read_bits()
     bits_made.require_same(made, BITS, CODES)
     return Run(
-        dataset, shards, codes, labels, concepts, concepts_made,
-        concepts.overlapping(codes.method, dataset.class_names), components,
+        dataset, shards, codes, labels, concepts, concepts.overlapping(codes.method, dataset.class_names), components,
         _read_cooccurrence(len(components.weights)), metrics, precision, _methods(baselines), baselines_made,
         recall_curves, at_n_curves,
         read_curve(PRECISION_RECALL, "recall", "precision", further=["radius"]),
         read_curve(PRECISION_AT_N, "n", "precision"), _read_losses(), clip, network, trained, profiles, hierarchy,
-        text_concepts, [timing for timing in read_timings() if _is_of(timing, dataset, codes)],
+        text_concepts, _read_map(codes),
     )  # fmt: skip
 
 
@@ -165,12 +161,12 @@ def _read_losses() -> dict[str, Curve]:
     return curves
 
 
-def _is_of(timing: Timing, dataset: Dataset, codes: Codes) -> bool:
-    """Whether it is a stage of this run; the report is not, whose own time would make it another each time."""
-    known = {"method": codes.method, "bits": codes.bits}
-    return timing.stage != "report" and timing.dataset in ("", dataset.digest) and all(
-        timing.params.get(key, value) == value for key, value in known.items()
-    )
+def _read_map(codes: Codes) -> ImageMap:
+    found = read_map()
+    found.provenance.require_same(codes.provenance, MAP, CODES)
+    if {key: value for key, value in found.provenance.params.items() if key != "map"} != codes.provenance.params:
+        raise damaged(MAP, f"was made with other codes than those in {CODES}")
+    return found
 
 
 def vocabulary_name(path: str | None) -> str:

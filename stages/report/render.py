@@ -1,7 +1,7 @@
 """The content of a report as an HTML page and as Markdown; all text in it is escaped."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,18 +16,21 @@ from stages.report.markdown import escaped, table
 ROOM = Path(__file__).parent
 
 
-def page(content: Content, pictures: Mapping[int, str], provenance: Provenance) -> str:
+def page(
+    content: Content, pictures: Mapping[int, str], provenance: Provenance, times: Sequence[Sequence[str]] | None = None
+) -> str:
     """The HTML page.
 
     Args:
         pictures: data URIs by image id, of all images in `content`.
+        times: of the stages, a header and a row each; None: the page says how to see them.
     """
     environment = Environment(
         loader=FileSystemLoader(ROOM), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"metric": metric_title, "bytes": _mebibytes, "duration": _duration}
+    environment.filters["metric"] = metric_title
     return environment.get_template("page.html").render(
-        content=content, pictures=pictures, style=Markup((ROOM / "style.css").read_text(encoding="utf-8")),
+        content=content, pictures=pictures, times=times, style=Markup((ROOM / "style.css").read_text(encoding="utf-8")),
         provenance=json.dumps(asdict(provenance), sort_keys=True),
     )  # fmt: skip
 
@@ -57,15 +60,3 @@ def _cell(value: float | None, interval: tuple[float, float] | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
-
-
-def _mebibytes(size: float) -> str:
-    return f"{size / 2**20:,.0f} MiB" if size else ""
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,12 +1,13 @@
 """Read all artifacts of a run, write the page and the summary."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages.artifacts import Provenance, replacing
 from stages.report import render
 from stages.report.config import Params
-from stages.report.content import content
-from stages.report.inputs import read_run
+from stages.report.content import Content, content
+from stages.report.inputs import Run, read_run
 from stages.report.pictures import data_uris
 
 PAGE = Path("reports/index.html")
@@ -17,12 +18,20 @@ def run(_: Params) -> None:
     """Read the run, write ``reports/index.html`` and ``reports/summary.md``."""
     found = read_run()
     shown = content(found)
+    write(SUMMARY, render.summary(shown))
+    write(PAGE, page(found, shown))
+
+
+def page(found: Run, shown: Content, times: Sequence[Sequence[str]] | None = None) -> str:
+    """The HTML of a run, with the pictures of images; `times` as of :func:`stages.report.render.page`."""
     ids = [i for group in shown.examples.values() for example in group
            for i in (example.query, *(neighbour.image for neighbour in example.neighbours))]  # fmt: skip
     ids += [i for group in shown.groups for part in group.components for i in part.images]
-    pictures = data_uris(found.shards, ids)
     made = found.codes.provenance
     provenance = Provenance("report", made.dataset, made.model, made.params)
-    for path, text in ((SUMMARY, render.summary(shown)), (PAGE, render.page(shown, pictures, provenance))):
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    return render.page(shown, data_uris(found.shards, ids), provenance, times)
+
+
+def write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

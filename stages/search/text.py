@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.artifacts import CLIP, CONCEPTS, Provenance
-from stages.clip import load_clip
+from stages.clip import load_clip_of
 from stages.errors import InputError
 from stages.tables import matrix, read_table
 
@@ -59,8 +59,6 @@ class Texts:
         if words.casefold() in self._concepts:
             return self._concepts[words.casefold()]
         if self._clip is None:
-            clip = load_clip(self.project / CLIP, self.device)
-            Provenance("weights", model=clip.sha256).require_same(self.like, self.project / CLIP, self.like_path)
-            self._clip = clip
+            self._clip = load_clip_of(self.like, self.like_path, self.project / CLIP, self.device)
         prompt = words if words.casefold().startswith("a photo") else PROMPT.format(text=words)
         return self._clip.encode_texts([prompt]).numpy()[0]
