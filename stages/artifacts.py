@@ -38,6 +38,7 @@ INDEX = Path("data/index")
 MAP = Path("data/map.parquet")
 METRICS = Path("reports/metrics.json")
 BASELINES = Path("reports/baselines.json")
+BASELINES_QUERY_PRECISION = Path("reports/baselines_query_precision.parquet")
 BASELINES_PRECISION_RECALL = Path("reports/plots/baselines_precision_recall.csv")
 BASELINES_PRECISION_AT_N = Path("reports/plots/baselines_precision_at_n.csv")
 PRECISION_RECALL = Path("reports/plots/precision_recall.csv")
@@ -52,7 +53,8 @@ PRODUCER = {
     FEATURES: "extract", CONCEPTS: "mine",
     CONCEPT_DISTRIBUTION: "mine", SIMILARITY: "similarity", COMPONENTS: "components", HASHNET: "train",
     TRAINING: "train", CODES: "encode", INDEX: "index", MAP: "map", BASELINES: "baselines",
-    BASELINES_PRECISION_RECALL: "baselines", BASELINES_PRECISION_AT_N: "baselines", METRICS: "evaluate",
+    BASELINES_PRECISION_RECALL: "baselines", BASELINES_PRECISION_AT_N: "baselines",
+    BASELINES_QUERY_PRECISION: "baselines", METRICS: "evaluate",
     PRECISION_RECALL: "evaluate", PRECISION_AT_N: "evaluate", QUERY_PRECISION: "evaluate", EXPLAIN: "explain",
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from stages.artifacts import (
 from stages.baselines import methods
 from stages.baselines.config import Params
 from stages.baselines.methods import METHODS, itq, pca_sign, spectral, spherical
+from stages.baselines.queries import read_baseline_precision
 from stages.baselines.stage import BLOCK, rows, run
 from stages.codes import unpack
 from stages.errors import InputError
@@ -223,6 +224,14 @@ def test_stage_measures_every_method(tmp_path, monkeypatch):
             table = list(csv.DictReader(file))
         assert {row["method"] for row in table} == set(report)
         assert set(table[0]) == {"method", column, "precision"}
+    queries = np.arange(0, 120, 6)
+    by_method, made = read_baseline_precision(queries, ["10", "50", "all"])
+    assert made == provenance and list(by_method) == list(METHODS)
+    for name, precision in by_method.items():
+        for cutoff, key in (("10", "map_at_10_tie_aware"), ("50", "map_at_50_tie_aware"), ("all", "map_all_tie_aware")):
+            assert precision[cutoff].shape == (20,) and precision[cutoff].mean() == pytest.approx(report[name][key])
+    with pytest.raises(InputError, match=r"baselines_query_precision\.parquet: has other queries than the codes; reb"):
+        read_baseline_precision(queries + 1, ["all"])
 
 
 def test_every_method_has_a_title_and_a_line_of_its_own_in_the_plots(tmp_path, monkeypatch):
@@ -294,6 +303,7 @@ def test_without_labels_it_says_so(tmp_path, monkeypatch, capsys):
     assert read_report(BASELINES)[0] == {"labels": False, "note": NO_LABELS}
     assert BASELINES_PRECISION_RECALL.read_text() == "method,recall,precision\n"
     assert BASELINES_PRECISION_AT_N.read_text() == "method,n,precision\n"
+    assert read_baseline_precision(np.arange(0, 120, 6), [])[0] == {}
     assert capsys.readouterr().out == f"baselines: {NO_LABELS}\n"
 
 

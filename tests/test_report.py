@@ -11,12 +11,22 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from stage_runner import copy, inputs
 
-from stages.artifacts import BASELINES, CONCEPTS, DATASET, METRICS, QUERY_PRECISION, read_json, write_json
+from stages.artifacts import (
+    BASELINES,
+    BASELINES_QUERY_PRECISION,
+    CONCEPTS,
+    DATASET,
+    METRICS,
+    QUERY_PRECISION,
+    read_json,
+    write_json,
+)
 from stages.errors import InputError
 from stages.explain.tables import HIERARCHY, read_hierarchy
 from stages.map.artifact import read_map, write_map
@@ -192,6 +202,22 @@ def test_metrics_are_those_of_the_reports_with_intervals_around_them(page, origi
     for method in read_json(original / BASELINES).values():
         if isinstance(method, dict):
             assert f"{method.get('map_all_tie_aware', method['map_all_stable']):.3f}" in page.text
+
+
+def test_baselines_have_intervals_of_their_difference_to_the_run(page, original):
+    baselines, metrics = read_json(original / BASELINES), read_json(original / METRICS)
+    mine = pq.read_table(original / QUERY_PRECISION)["average_precision_all"].to_numpy()
+    table = pq.read_table(original / BASELINES_QUERY_PRECISION)
+    rows = re.findall(r"([\d.]+) ([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]", page.text)
+    assert len(rows) == 2 * 5  # mAP@1000 and mAP@all of each
+    theirs = table.filter(pc.equal(table["method"], "itq"))["average_precision_all"].to_numpy()
+    low, high = bootstrap_interval(theirs - mine)
+    value, own = baselines["itq"]["map_all_tie_aware"], metrics["map_all_tie_aware"]
+    assert (f"{value:.3f}", f"{value - own:+.3f}", f"{low:+.3f}", f"{high:+.3f}") in rows
+    assert low < value - own < high
+    # In pairs it is narrower than what the two intervals alone would allow.
+    apart = bootstrap_interval(theirs, seed=1)[1] - bootstrap_interval(theirs)[0] + np.ptp(bootstrap_interval(mine))
+    assert high - low < apart
 
 
 def test_bootstrap_interval_is_that_of_the_normal_approximation(monkeypatch):

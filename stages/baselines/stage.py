@@ -18,6 +18,7 @@ from stages.artifacts import (
 )
 from stages.baselines.config import Params
 from stages.baselines.methods import METHODS
+from stages.baselines.queries import write_baseline_precision
 from stages.codes import pack
 from stages.errors import InputError
 from stages.evaluate.reports import (
@@ -48,6 +49,7 @@ def run(params: Params) -> None:
         )  # fmt: skip
         if not dataset.has_labels:
             print(f"baselines: {NO_LABELS}")
+            write_baseline_precision(np.empty(0, np.int64), {}, provenance)
             _write({}, {"labels": False, "note": NO_LABELS}, provenance)
             return
 
@@ -65,6 +67,8 @@ def run(params: Params) -> None:
             encode = fit(train, params.bits, np.random.default_rng(params.seed))
             query, database = (rows(features, ids, lambda x: pack(encode(x))) for ids in (query_id, database_id))  # noqa: B023
             results[name] = evaluate_codes(query, database, *measured)
+        precision = {name: result.query_precision for name, result in results.items()}
+        write_baseline_precision(query_id, precision, provenance)
         references = {"feature_cosine": unit_rows}
         if concepts := concept_rows(provenance):
             references["concept_cosine"] = concepts

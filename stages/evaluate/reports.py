@@ -66,7 +66,7 @@ def precision_at_rows(retrieval: Retrieval) -> list[tuple[int, float]]:
 
 def write_query_precision(ids: np.ndarray, precision: Mapping[str, np.ndarray], provenance: Provenance) -> None:
     """Write ``reports/query_precision.parquet``: a row a query, with its id and its average precision by cut-off."""
-    columns = {_precision_column(cutoff): values for cutoff, values in precision.items()}
+    columns = {precision_column(cutoff): values for cutoff, values in precision.items()}
     write_table(pa.table({"query": ids, **columns}), QUERY_PRECISION, provenance)
 
 
@@ -79,13 +79,14 @@ def read_query_precision(cutoffs: Sequence[str]) -> tuple[np.ndarray, dict[str, 
     Raises:
         InputError: the table is missing, unreadable, or has other columns.
     """
-    columns = {"query": pa.int64(), **{_precision_column(cutoff): pa.float64() for cutoff in cutoffs}}
+    columns = {"query": pa.int64(), **{precision_column(cutoff): pa.float64() for cutoff in cutoffs}}
     table, provenance, _ = read_table(QUERY_PRECISION, columns)
-    precision = {cutoff: table[_precision_column(cutoff)].to_numpy() for cutoff in cutoffs}
+    precision = {cutoff: table[precision_column(cutoff)].to_numpy() for cutoff in cutoffs}
     return table["query"].to_numpy(), precision, provenance
 
 
-def _precision_column(cutoff: str) -> str:
+def precision_column(cutoff: str) -> str:
+    """Name of the column with average precisions at a cut-off."""
     return "average_precision_all" if cutoff == "all" else f"average_precision_at_{cutoff}"
 
 

@@ -34,11 +34,18 @@ WORDS = 3
 
 @dataclass(frozen=True)
 class Row:
-    """A method in the table of metrics: `values` by metric, the stable ones where there are no others."""
+    """A method in the table of metrics.
+
+    Attributes:
+        kind: "run", "hashing" or "reference".
+        values: by metric, the stable ones where there are no others.
+        intervals: confidence intervals by metric: of the run's values, or of a method's differences to them, in pairs.
+    """
 
     name: str
-    kind: str  # "run", "hashing" or "reference"
+    kind: str
     values: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Content:
         title, run_name: of the report, and of the run among the methods.
         facts: (what, value) of what was run.
         warnings: (kind, text).
-        metrics: names of the columns; rows: methods, the run first; intervals: of the run, by metric.
+        metrics: names of the columns; rows: methods, the run first.
         stable: (name, stable, tie-aware) mAP of the run.
         figures: by name, those that there are.
         examples: by heading.
@@ -72,7 +79,6 @@ class Content:
     warnings: list[tuple[str, str]]
     metrics: list[str]
     rows: list[Row]
-    intervals: Mapping[str, tuple[float, float]]
     stable: list[tuple[str, float, float]]
     published: Published
     published_value: float | None
@@ -92,9 +98,8 @@ def content(run: Run) -> Content:
     name = f"{codes.method} ({codes.bits} bits)"
     title = f"{dataset.name}: {codes.method}, {codes.bits} bits"
     mean, correlation = bit_moments(codes.database)
-    intervals = {"map_all_tie_aware" if cutoff == "all" else f"map_at_{cutoff}_tie_aware": bootstrap_interval(values)
-                 for cutoff, values in run.query_precision.items()}  # fmt: skip
     rows = _rows(run, name)
+    intervals = rows[0].intervals if rows else {}
     columns = [key for key in metrics if key in intervals or key.startswith("precision_")]
     compared = published(dataset.name, dataset.protocol, run.clip.model, metrics, codes.bits)
     levels = (run.hierarchy.fine, run.hierarchy.coarse)
@@ -102,7 +107,7 @@ def content(run: Run) -> Content:
     order = chosen_queries(run.query_precision.get("all"), codes.query)
     return Content(
         title, name, _facts(run), warnings(metrics, dataset.skipped, dataset.counts["images"], dataset.notes),
-        columns, rows, intervals, _stable(metrics), compared, metrics.get(compared.metric),
+        columns, rows, _stable(metrics), compared, metrics.get(compared.metric),
         _figures(run, name, rows, intervals, coarse, mean, correlation),
         {heading: example_queries(codes, run.labels, dataset.class_names, chosen) for heading, chosen in order.items()},
         _concepts(run), largest_groups(run.components, components=3), fine, coarse,
@@ -152,12 +157,21 @@ def _rows(run: Run, name: str) -> list[Row]:
     """The run, then the others; a reference has stable values in place of those that it lacks."""
     if run.labels is None:
         return []
-    rows = [Row(name, "run", run.metrics)]
+    mine = run.query_precision
+    rows = [Row(name, "run", run.metrics, {_metric(cutoff): bootstrap_interval(mine[cutoff]) for cutoff in mine})]
     for method, values in run.baselines.items():
         reference = not any(key.endswith("_tie_aware") for key in values)
         filled = {key.replace("_stable", "_tie_aware"): value for key, value in values.items()} if reference else {}
-        rows.append(Row(TITLES.get(method, method), "reference" if reference else "hashing", {**filled, **values}))
+        # The same queries are drawn for both, so that what makes a query hard for both cancels.
+        differences = {_metric(cutoff): bootstrap_interval(precision - mine[cutoff])
+                       for cutoff, precision in run.baseline_precision.get(method, {}).items()}  # fmt: skip
+        kind = "reference" if reference else "hashing"
+        rows.append(Row(TITLES.get(method, method), kind, {**filled, **values}, differences))
     return rows
+
+
+def _metric(cutoff: str) -> str:
+    return "map_all_tie_aware" if cutoff == "all" else f"map_at_{cutoff}_tie_aware"
 
 
 def _stable(metrics: Mapping[str, Any]) -> list[tuple[str, float, float]]:

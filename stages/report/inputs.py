@@ -10,6 +10,7 @@ import numpy as np
 
 from stages.artifacts import (
     BASELINES,
+    BASELINES_QUERY_PRECISION,
     CLIP,
     CODES,
     COMPONENTS,
@@ -24,6 +25,7 @@ from stages.artifacts import (
     damaged,
     read_json,
 )
+from stages.baselines.queries import QueryPrecision, read_baseline_precision
 from stages.clip import ClipConfig, read_clip_config
 from stages.codes import Codes
 from stages.components.artifact import Components, read_components
@@ -49,7 +51,8 @@ class Run:
         text_concepts: names of the concepts of `hierarchy`.
         cooccurrence: (m1, m1) of the fine components.
         metrics: of the run; `query_precision`: tie-aware average precisions (q,) by cut-off, empty without labels.
-        baselines: metrics by method, empty without labels; recall_curves, at_n_curves: by method.
+        baselines: metrics by method, empty without labels; recall_curves, at_n_curves: by method; baseline_precision:
+            like `query_precision`, of those that hash.
         recall, at_n: the curves of the run; losses: of each term by epoch.
         network: ``config.json`` of the hashing network, without its provenance, which is `trained`.
         map: places of images of the database.
@@ -67,6 +70,7 @@ class Run:
     query_precision: Mapping[str, np.ndarray]
     baselines: Mapping[str, Mapping[str, Any]]
     baselines_made: Provenance
+    baseline_precision: Mapping[str, QueryPrecision]
     recall_curves: Mapping[str, Curve]
     at_n_curves: Mapping[str, Curve]
     recall: Curve
@@ -102,6 +106,8 @@ def read_run() -> Run:
     if not np.array_equal(queries, codes.query_id):
         raise damaged(QUERY_PRECISION, f"has other queries than {CODES}")
     recall_curves, at_n_curves = read_baseline_curves(codes)
+    baseline_precision, paired = read_baseline_precision(codes.query_id, cutoffs)
+    paired.require_same(made, BASELINES_QUERY_PRECISION, CODES)
     baselines, baselines_made = read_report(BASELINES)
     clip = read_clip_config()
     Provenance("weights", model=clip.sha256).require_same(made, CLIP, CODES)
@@ -114,7 +120,7 @@ def read_run() -> Run:
     return Run(
         dataset, shards, codes, labels, concepts, concepts.overlapping(codes.method, dataset.class_names), components,
         _read_cooccurrence(len(components.weights)), metrics, precision, _methods(baselines), baselines_made,
-        recall_curves, at_n_curves,
+        baseline_precision, recall_curves, at_n_curves,
         read_curve(PRECISION_RECALL, "recall", "precision", further=["radius"]),
         read_curve(PRECISION_AT_N, "n", "precision"), _read_losses(), clip, network, trained, profiles, hierarchy,
         text_concepts, _read_map(codes),

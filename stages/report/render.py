@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stages.artifacts import Provenance
-from stages.report.content import Content
+from stages.report.content import Content, Row
 from stages.report.findings import metric_title
 from stages.report.markdown import escaped, table
 
@@ -40,10 +40,10 @@ def summary(content: Content) -> str:
     parts = [f"## {escaped(content.title)}", table(("", "run"), content.facts)]
     if content.rows:
         header = ["method", *map(metric_title, content.metrics)]
-        rows = [[row.name, *(_cell(row.values.get(key), content.intervals.get(key) if row.kind == "run" else None)
-                             for key in content.metrics)] for row in content.rows]  # fmt: skip
+        rows = [[row.name, *(_cell(row, key) for key in content.metrics)] for row in content.rows]
         parts += ["### Metrics", table(header, rows, 1), "mAP is tie-aware; in brackets, the 95 % bootstrap interval "
-                  "over the queries. P@N is the precision among the first N."]  # fmt: skip
+                  "over the queries: of the run, and of the difference of the others to it. P@N is the precision among "
+                  "the first N."]  # fmt: skip
         parts += ["### Published", escaped(content.published.why)]
         if content.published.rows:
             parts.append(table(("method", "bits", f"mAP@{content.published.cutoff:,}"), [
@@ -56,7 +56,9 @@ def summary(content: Content) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None:
+def _cell(row: Row, key: str) -> str:
+    if key not in row.values:
         return ""
-    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    sign = "" if row.kind == "run" else "+"
+    interval = " ({:{sign}.3f} to {:{sign}.3f})".format(*row.intervals[key], sign=sign) if key in row.intervals else ""
+    return f"{row.values[key]:.3f}{interval}"
