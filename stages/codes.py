@@ -18,12 +18,19 @@ def pack(values: np.ndarray) -> np.ndarray:
 
     Returns:
         uint8 (n, bits / 8).
+
+    >>> pack([[0.3, -0.2, 0.0, -0.9, 0.1, 0.1, -0.5, -0.5]]).tolist() == [[0b10101100]]
+    True
     """
     return np.packbits(np.asarray(values) >= 0, axis=1)
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`pack`: int8 (n, bits) in {-1, +1}."""
+    """The inverse of :func:`pack`: int8 (n, bits) in {-1, +1}.
+
+    >>> unpack(np.array([[0b10101100]], np.uint8)).tolist()
+    [[1, -1, 1, -1, 1, 1, -1, -1]]
+    """
     return np.unpackbits(packed, axis=1).astype(np.int8) * 2 - 1
 
 

@@ -59,7 +59,11 @@ def read_params_file(path: Path = PARAMS_FILE) -> dict[str, Any]:
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes`, section by section."""
+    """`values` with `changes`, section by section.
+
+    >>> merged({"bits": 32, "train": {"lr": 0.1, "epochs": 60}}, {"train": {"epochs": 2}})
+    {'bits': 32, 'train': {'lr': 0.1, 'epochs': 2}}
+    """
     result = dict(values)
     for key, change in changes.items():
         both = isinstance(change, Mapping) and isinstance(result.get(key), Mapping)

@@ -117,6 +117,11 @@ def _mebibytes(size: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    """For people.
+
+    >>> _duration(7.24), _duration(61.4), _duration(3725)
+    ('7.2 s', '1 min 01 s', '1 h 02 min')
+    """
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

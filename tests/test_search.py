@@ -550,7 +550,6 @@ def test_the_example_of_the_documentation_runs(here, pictures):
 
 def test_lancedb(here):
     """The recipe of the documentation finds what the index finds."""
-    pytest.importorskip("lancedb")
     from stages.index.export import export
 
     export(Path("codes.parquet"))

@@ -51,7 +51,11 @@ class Membership:
 
 
 def sign(values: np.ndarray) -> np.ndarray:
-    """-1 or +1, where 0 counts as +1."""
+    """-1 or +1, where 0 counts as +1.
+
+    >>> sign(np.array([-0.5, 0.0, 2.0])).tolist()
+    [-1.0, 1.0, 1.0]
+    """
     return np.where(values >= 0, 1, -1).astype(values.dtype)
 
 

@@ -69,6 +69,9 @@ def denoise(
 
     Raises:
         InputError: no concept is left; says which bound emptied the list.
+
+    >>> denoise(np.array([70, 25, 5]), n_images=100, low=0.5, high=0.5)[1]
+    ['too frequent', '', 'too rare']
     """
     m = len(frequency)
     rare = np.zeros(m, bool) if low is None else frequency <= low * n_images / m

@@ -65,7 +65,11 @@ def _count(number: int, what: str) -> str:
 
 
 def metric_title(name: str) -> str:
-    """How a key of the metrics is called: ``map_at_1000_stable`` is mAP@1,000, ``precision_at_10`` is P@10."""
+    """How a key of the metrics is called.
+
+    >>> [metric_title(name) for name in ("map_at_1000_stable", "map_all_tie_aware", "precision_at_10")]
+    ['mAP@1,000', 'mAP@all', 'P@10']
+    """
     name = name.removesuffix("_stable").removesuffix("_tie_aware")
     if name == "map_all":
         return "mAP@all"

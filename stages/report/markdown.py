@@ -6,7 +6,11 @@ from collections.abc import Iterable, Sequence
 
 
 def escaped(text: object) -> str:
-    """Text on one line in which Markdown and HTML see nothing but text."""
+    """Text on one line in which Markdown and HTML see nothing but text.
+
+    >>> print(escaped("a|b <i>c_d</i>"))
+    a\\|b &lt;i&gt;c\\_d&lt;/i&gt;
+    """
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 

@@ -32,7 +32,11 @@ class SimilarityMatrix:
 
 
 def similarity_matrix(rows: np.ndarray, form: str) -> SimilarityMatrix:
-    """The matrix of concept distributions (n, m'), or of whatever else images are compared by."""
+    """The matrix of concept distributions (n, m'), or of whatever else images are compared by.
+
+    >>> similarity_matrix(np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), "signed").block([0])
+    array([[ 1., -1.,  1.]])
+    """
     scale, offset = FORMS[form]
     factor = np.empty_like(rows)
     for start in range(0, len(rows), CHUNK):  # the norm makes a copy of what it is given
