@@ -40,7 +40,7 @@ def test_help_lists_every_stage(tmp_path):
     code, stdout, stderr = run(prepare(tmp_path), "--help")
     assert (code, stderr) == (0, "")
     listed = re.findall(r"^\W*(\w+)  +\w", stdout.split("Commands")[1], re.MULTILINE)
-    assert set(listed) == {*STAGES, "search", "export", "publish", "preset", "benchmark", "compare"}
+    assert set(listed) == {*STAGES, "search", "export", "publish", "preset", "benchmark", "compare", "timings"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

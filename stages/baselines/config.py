@@ -2,7 +2,8 @@
 
 The cosine of the features and of the mined concept distributions, both real-valued, are upper references. Everything is
 fitted on the training images alone. Reads data/features.h5, data/concepts.parquet and the labels; writes
-reports/baselines.json and the curves reports/plots/baselines_*.csv. Without labels there is nothing to measure.
+reports/baselines.json, the average precision of each query (reports/baselines_query_precision.parquet) and the curves
+reports/plots/baselines_*.csv. Without labels there is nothing to measure.
 """
 
 from pydantic import Field
