@@ -569,7 +569,7 @@ def test_full_covariances_are_read(here):
         variances = file["variances"][:]
         del file["variances"]
         file["variances"] = variances[:, :, None] * np.eye(variances.shape[1])
-    full = semantics()
+    full = semantics().components
     assert full.mixture.form == "full"
     np.testing.assert_allclose(full.fine(images), diagonal, atol=1e-9)
 
