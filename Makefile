@@ -1,9 +1,9 @@
-# Two commands do everything: `make repro` and `make test`.
+# Two commands do everything: `make repro` and `make test`. `make nightly` tests longer: every fault, many more examples.
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: install repro test lint lock bench clean
+.PHONY: install repro test nightly lint lock bench clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,11 @@ repro: install
 
 test: install lint
 	python -m pytest -n 2 --dist loadfile
+
+nightly: install lint
+	mkdir -p .resume
+	python -m pytest -n 2 --dist loadfile -m "" --junit-xml=.resume/nightly.xml
+	python tests/fault_table.py .resume/nightly.xml docs/reliability.md
 
 lint: install
 	ruff check .

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from stages.artifacts import DISK_ERRORS
+from stages.artifacts import DISK_ERRORS, disk_error
 from stages.errors import InputError, OutsideError
 from stages.timings import timed
 
@@ -51,6 +51,9 @@ def run_stage(name: str) -> None:
     params = {stage: parse(config, values) for stage, config in configs.items()}
     with timed(name, params[name].model_dump(mode="json")):
         importlib.import_module(f"stages.{name}.stage").run(params[name])
+    # DVC notes what the file says when the stage ends; it would take these outputs for those of the new parameters.
+    if parse(configs[name], read_params_file()) != params[name]:
+        raise InputError(f"{PARAMS_FILE}: changed while {name} ran; repeat the command")
 
 
 def _register(name: str) -> None:
@@ -179,6 +182,16 @@ def _compare(
         importlib.import_module("stages.compare").compare(first, second, as_json, markdown)
 
 
+@app.command("verify")
+def _verify(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Artifacts; without one, all of dvc.lock.")] = None,
+) -> None:
+    """Compare the content of artifacts, byte by byte, with the digests in dvc.lock."""
+    with one_line_errors():
+        count = importlib.import_module("stages.verify").verify(paths or [])
+        print(f"{count} artifact{'s' * (count != 1)} as noted in dvc.lock")
+
+
 class Terminated(BaseException):
     """SIGTERM came: the work in progress is cleaned up as after Ctrl-C."""
 
@@ -228,16 +241,17 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _disk_message(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    number, path = disk_error(error)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         advice = "make room on that disk and repeat the command"
-    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
         advice = "correct the permissions there and repeat the command"
-    elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY):
+    elif number in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY):
         advice = "something else is in the way there; move it"
     else:
         advice = "check that path and its disk"
-    reason = os.strerror(error.errno) if error.errno in DISK_ERRORS else error.strerror or str(error)
-    return f"{error.filename or Path.cwd()}: {' '.join(reason.split())}; {advice}"
+    reason = os.strerror(number) if number in DISK_ERRORS else error.strerror or str(error)
+    return f"{path or Path.cwd()}: {' '.join(reason.split())}; {advice}"
 
 
 def main() -> None:

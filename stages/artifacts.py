@@ -78,8 +78,10 @@ def rebuild_hint(path: Path) -> str:
     return "rebuild it"
 
 
-def damaged(path: Path, reason: object) -> InputError:
-    """The error for an artifact that cannot be read or has not the expected schema."""
+def damaged(path: Path, reason: object) -> InputError | OSError:
+    """The error for an artifact that has not the expected schema, or cannot be read: then perhaps one of the disk."""
+    if isinstance(reason, Exception) and (number := disk_error(reason)[0]) in DISK_ERRORS:
+        return OSError(number, os.strerror(number), str(path))
     return InputError(f"{path}: {' '.join(str(reason).split())}; {rebuild_hint(path)}")
 
 
@@ -139,7 +141,20 @@ def library_versions(*names: str) -> dict[str, str]:
 STALE_AFTER = 24 * 3600
 
 #: Errors of the disk that the user can mend, wherever they come up.
-DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM))
+DISK_ERRORS = frozenset((
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO
+))  # fmt: skip
+
+
+def disk_error(error: Exception) -> tuple[int | None, str | None]:
+    """Number and path that an error of the operating system has; HDF5, Arrow and safetensors put them into the text."""
+    number, path = getattr(error, "errno", None), getattr(error, "filename", None)
+    told = re.search(r"(?:errno[ =]+|os error |code: )(\d+)", str(error), re.IGNORECASE)
+    named = re.search(r"name = '([^']+)'", str(error))
+    return (
+        number if number or not told else int(told[1]),
+        os.fsdecode(path) if path is not None else named and named[1],
+    )
 
 
 @contextmanager
@@ -291,17 +306,18 @@ def _naming(path: Path) -> Iterator[None]:
     except (InputError, OutsideError):
         raise
     except Exception as error:
-        # HDF5, Arrow and safetensors give the number in the text alone.
-        told = re.search(r"(?:errno[ =]+|os error |code: )(\d+)", str(error), re.IGNORECASE)
-        number = getattr(error, "errno", None) or (int(told[1]) if told else None)
-        place = getattr(error, "filename", None)
-        if number not in DISK_ERRORS or not (place is None or _is_within(Path(os.fsdecode(place)), path.parent)):
+        number, place = disk_error(error)
+        if number not in DISK_ERRORS or not _is_of(path, number, place):
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def _is_within(place: Path, directory: Path) -> bool:
-    return place.absolute().is_relative_to(directory.absolute())
+def _is_of(path: Path, number: int, place: str | None) -> bool:
+    """Whether an error of the disk came of writing `path`, and not of reading something else meanwhile."""
+    if place is None:
+        return number != errno.EIO
+    temporary = any(part.startswith(f".{path.name}.") for part in Path(place).parts)
+    return temporary or path.absolute().is_relative_to(Path(place).absolute())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -322,6 +338,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not found; {rebuild_hint(path)}") from None
     except ValueError as error:
         raise damaged(path, f"not valid JSON ({error})") from None
+    except OSError as error:
+        raise damaged(path, error) from None
     if not isinstance(content, dict):
         raise damaged(path, "not a JSON object")
     return content
@@ -337,8 +355,21 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Hexadecimal digest of a file, read in pieces.
+
+    Raises:
+        OSError: it cannot be read; names `path`.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def fingerprint(content: Any) -> str:

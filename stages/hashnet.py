@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from stages import backbone
@@ -98,7 +98,8 @@ def load_hashnet(directory: Path = HASHNET) -> tuple[Network, Provenance]:
         kind = content.pop("network")
         if kind not in ("head", "backbone"):
             raise KeyError(f"network '{kind}'")
-        weights = load_file(directory / "model.safetensors")
+        # Read, not mapped into memory: from a broken disk the kernel would end a process that looks at a mapping.
+        weights = load((directory / "model.safetensors").read_bytes())
         net = _head(content, weights) if kind == "head" else _backbone(content, weights)
     except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise damaged(directory, f"not a hashing network ({error})") from None

@@ -1,11 +1,19 @@
 """Fixtures that several test files share."""
 
+import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 
+# As many processes as cores run tests; threads of their own would only be in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+from disturbed import Disturbed, make_undisturbed
+from faults import OUTCOMES
+from filelock import FileLock
 from stage_runner import StageRunner, pipeline, prepare
 
 
@@ -43,6 +51,19 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+@pytest.fixture(scope="session")
+def inputs(made_once: Callable) -> Path:
+    """The inputs of a training; a module may have others."""
+    from training_run import write_training_inputs  # with torch, which takes seconds
+
+    def make(directory: Path) -> None:
+        directory.mkdir()
+        with chdir(directory):
+            write_training_inputs()
+
+    return made_once("inputs", make)
+
+
 @pytest.fixture
 def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with a copy of the `inputs` of the test's module."""
@@ -59,9 +80,71 @@ def run_stages() -> Iterator[StageRunner]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, run_stages: StageRunner) -> Path:
-    """A directory with all artifacts of a tiny run of ``scenes``; only to be read."""
-    directory = prepare(tmp_path_factory.mktemp("tiny"))
-    for stage in pipeline()["stages"]:
-        run_stages(directory, stage).check()
-    return directory
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a directory, by its name, once for all processes that run tests; only to be read."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        directory, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(directory, ignore_errors=True)
+                make(directory)
+                done.touch()
+        return directory
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_run(made_once: Callable, run_stages: StageRunner) -> Path:
+    """A directory with all artifacts of a tiny run of ``scenes``."""
+
+    def make(directory: Path) -> None:
+        prepare(directory)
+        for stage in pipeline()["stages"]:
+            run_stages(directory, stage).check()
+
+    return made_once("tiny", make)
+
+
+# ---- faults (faults.py)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(made_once: Callable, run_stages: StageRunner) -> Path:
+    """The complete runs that disturbed ones are compared with, see :func:`disturbed.make_undisturbed`."""
+    return made_once("undisturbed", lambda directory: make_undisturbed(directory, run_stages))
+
+
+@pytest.fixture(scope="session")
+def seen_states() -> set[str]:
+    """States that disturbed runs have left and that the next run has mended."""
+    return set()
+
+
+@pytest.fixture
+def disturbed(
+    stage: str, tmp_path: Path, undisturbed: Path, run_stages: StageRunner, seen_states: set[str]
+) -> Disturbed:
+    """The `stage` of the test, to be disturbed."""
+    return Disturbed(stage, tmp_path / "run", undisturbed, run_stages, seen_states)
+
+
+@pytest.fixture
+def outcome(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> Iterator[Callable[[str], None]]:
+    """Notes what came of the fault that the test injects; it must be told once."""
+    (fault,) = request.node.get_closest_marker("fault").args
+    told: list[str] = []
+
+    def note(what: str) -> None:
+        assert what in OUTCOMES
+        told.append(what)
+        record_property("fault", f"{fault.kind}|{fault.stage}|{what}")
+
+    yield note
+    assert len(told) == 1, f"{fault} was lost: {told}"

@@ -76,9 +76,12 @@ class Trial:
     Attributes:
         arguments: of ``python -m stages``; cwd: where; output: directory for what it prints.
         count: a function, ``module:name``, whose calls are counted.
-        events: count the calls that change the disk; kill_at_event: killed just before that one (from 1).
+        events: count the calls that change the disk; at_event: just before that one (from 1) something happens.
+        then: what: a signal to itself, like SIGKILL; "params": ``params.next.yaml`` becomes ``params.yaml``; or, like
+            "clock-3600", the clock jumps by so many seconds.
         max_file_size: bytes that a file may have, as on a full disk; kill_at_size: killed in the write beyond them.
         kill_after: killed after this many seconds.
+        unprivileged: permissions of files hold for root as well.
     """
 
     arguments: list[str]
@@ -86,10 +89,12 @@ class Trial:
     output: str
     count: str = ""
     events: bool = False
-    kill_at_event: int | None = None
+    at_event: int | None = None
+    then: str = "SIGKILL"
     max_file_size: int | None = None
     kill_at_size: int | None = None
     kill_after: float | None = None
+    unprivileged: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,11 +140,20 @@ class StageRunner:
 
     def __call__(self, cwd: Path, *arguments: str, **options: Any) -> Result:
         """Run ``python -m stages`` with `arguments` in `cwd`; `options` are those of :class:`Trial`."""
-        trial = Trial(list(arguments), str(cwd), self._output, **options)
-        print(json.dumps(asdict(trial)), file=self._server.stdin, flush=True)
-        answer = json.loads(self._server.stdout.readline())
-        printed = {name: Path(self._output, name).read_text(encoding="utf-8") for name in ("stdout", "stderr")}
-        return Result(**answer, **printed)
+        return self.together(cwd, *arguments, runs=1, **options)[0]
+
+    def together(self, cwd: Path, *arguments: str, runs: int = 2, **options: Any) -> list["Result"]:
+        """The same, so many times at once."""
+        places = [Path(self._output, str(number)) for number in range(runs)]
+        for place in places:
+            place.mkdir(exist_ok=True)
+        trials = [asdict(Trial(list(arguments), str(cwd), str(place), **options)) for place in places]
+        print(json.dumps(trials), file=self._server.stdin, flush=True)
+        answers = json.loads(self._server.stdout.readline())
+        return [
+            Result(**answer, **{name: (place / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")})
+            for answer, place in zip(answers, places, strict=True)
+        ]
 
 
 #: Inputs that a stage reads with these parameters only.

@@ -1,9 +1,10 @@
 """Runs the command line in forked children of one process that has imported everything.
 
-A trial costs a fork instead of seconds of imports. Started by :class:`stage_runner.StageRunner`; one JSON object a line
-on standard input is a request (:class:`stage_runner.Trial`), one on standard output the answer.
+A trial costs a fork instead of seconds of imports. Started by :class:`stage_runner.StageRunner`; one JSON list a line
+on standard input has the trials (:class:`stage_runner.Trial`) that begin together, one on standard output their ends.
 """
 
+import ctypes
 import faulthandler
 import importlib
 import json
@@ -12,7 +13,9 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,16 +56,16 @@ def wrap(module: str, name: str, before: Any) -> None:
 
 
 class Events:
-    """Counts the calls that change something below the working directory, and pulls the plug just before one."""
+    """Counts the calls that change something below the working directory; something happens just before one."""
 
-    def __init__(self, counter: mmap.mmap, kill_at: int | None) -> None:
-        self.counter, self.kill_at, self.root = counter, kill_at, Path.cwd()
+    def __init__(self, counter: mmap.mmap, at: int | None, happens: Callable[[], None]) -> None:
+        self.counter, self.at, self.happens, self.root = counter, at, happens, Path.cwd()
 
     def __call__(self) -> None:
         number = int.from_bytes(self.counter[:8], "little") + 1
         self.counter[:8] = number.to_bytes(8, "little")
-        if number == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if number == self.at:
+            self.happens()
 
     def audit(self, event: str, arguments: tuple) -> None:
         """The hook for :func:`sys.addaudithook`."""
@@ -90,6 +93,32 @@ def count_calls(place: str, counter: mmap.mmap) -> None:
     wrap(*place.split(":"), count)
 
 
+def event(what: str) -> Callable[[], None]:
+    """What a trial lets happen (:attr:`stage_runner.Trial.then`)."""
+    if what == "params":
+        return lambda: os.replace("params.next.yaml", "params.yaml")
+    if what.startswith("clock"):
+        seconds, clock, nanoseconds = int(what.removeprefix("clock")), time.time, time.time_ns
+
+        def jump() -> None:
+            time.time = lambda: clock() + seconds
+            time.time_ns = lambda: nanoseconds() + seconds * 10**9
+
+        return jump
+    return lambda: signal.raise_signal(signal.Signals[what])
+
+
+def lose_privileges() -> None:
+    """From now on the permissions of files hold for root, too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, held)
+    for kind in range(3):  # effective, permitted, inheritable
+        held[kind] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    if libc.capset(header, held):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
 def become(trial: dict[str, Any], counter: mmap.mmap) -> NoReturn:
     """Turn this (forked) process into ``python -m stages ...`` of a trial."""
     os.chdir(trial["cwd"])
@@ -103,7 +132,7 @@ def become(trial: dict[str, Any], counter: mmap.mmap) -> NoReturn:
     if trial["count"]:
         count_calls(trial["count"], counter)
     if trial["events"]:
-        events = Events(counter, trial["kill_at_event"])
+        events = Events(counter, trial["at_event"], event(trial["then"]))
         for module, name in WRITES:
             wrap(module, name, events)
         sys.addaudithook(events.audit)
@@ -113,6 +142,8 @@ def become(trial: dict[str, Any], counter: mmap.mmap) -> NoReturn:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL if trial["kill_at_size"] else signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if trial["unprivileged"]:
+        lose_privileges()
     if trial["kill_after"]:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # nobody catches it: like SIGKILL
         signal.setitimer(signal.ITIMER_REAL, trial["kill_after"])
@@ -130,21 +161,31 @@ def become(trial: dict[str, Any], counter: mmap.mmap) -> NoReturn:
     os._exit(code)  # to take down all that was imported would take longer than most stages
 
 
+def started(trial: dict[str, Any]) -> tuple[int, mmap.mmap]:
+    """The process of a trial, and its counters."""
+    counter = mmap.mmap(-1, 16)
+    child = os.fork()
+    if child == 0:
+        become(trial, counter)
+    return child, counter
+
+
+def ended(child: int, counter: mmap.mmap) -> dict[str, int]:
+    """What came of the trial."""
+    _, status, usage = os.wait4(child, 0)
+    return {
+        "returncode": os.waitstatus_to_exitcode(status), "events": int.from_bytes(counter[:8], "little"),
+        "calls": int.from_bytes(counter[8:], "little"), "peak_kib": usage.ru_maxrss,
+    }  # fmt: skip
+
+
 def serve() -> None:
     import_everything()
-    counter = mmap.mmap(-1, 16)
     answers = os.fdopen(os.dup(1), "w")
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        counter[:] = bytes(16)
-        child = os.fork()
-        if child == 0:
-            become(json.loads(line), counter)
-        _, status, usage = os.wait4(child, 0)
-        print(json.dumps({
-            "returncode": os.waitstatus_to_exitcode(status), "events": int.from_bytes(counter[:8], "little"),
-            "calls": int.from_bytes(counter[8:], "little"), "peak_kib": usage.ru_maxrss,
-        }), file=answers, flush=True)  # fmt: skip
+        children = [started(trial) for trial in json.loads(line)]
+        print(json.dumps([ended(*child) for child in children]), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def no_space(*_, **__):
 
 @pytest.mark.parametrize("error", [
     OSError(errno.ENOSPC, "No space left on device"),
-    OSError("Unable to write (file write failed: time = x, filename = '.a.tmp', errno = 28, error message = 'No')"),
+    OSError("Unable to write (file write failed: filename = 'data/.a.h5.1.tmp.h5', errno = 28, error message = 'No')"),
     OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
     RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
 ])  # fmt: skip

@@ -326,7 +326,7 @@ def test_a_killed_training_ends_with_the_same_bytes(inputs: Path, tmp_path: Path
     saved_work = 0
     for number in np.linspace(2, whole.events - 3, 3).astype(int).tolist():
         directory = start(str(number))
-        run_stages(directory, "train", **count, kill_at_event=number)
+        run_stages(directory, "train", **count, at_event=number)
         saved_work += run_stages(directory, "train", **count).check().calls < whole.calls
         assert content(directory / HASHNET) == expected
         assert leftovers(directory) == []

@@ -2,24 +2,20 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import h5py
 import pyarrow.parquet as pq
 import pytest
+from faults import faults
 from picture import picture
 from stage_runner import READ_WITH, copy, inputs, leftovers, link, outputs, prepare
 
 from stages.__main__ import STAGES
-
-every_stage = pytest.mark.parametrize("stage", STAGES)
-every_input = pytest.mark.parametrize(("stage", "path"), [(stage, path) for stage in STAGES for path in inputs(stage)])
 
 
 @pytest.fixture
@@ -31,10 +27,6 @@ def nothing_made(directory, stage):
     """No output is there, and no temporary; only unfinished work that may be resumed."""
     present = [path for path in outputs(stage) if (directory / path).exists()]
     return not present and not [name for name in leftovers(directory) if not name.startswith(".resume/")]
-
-
-def producer(path):
-    return next(stage for stage in STAGES if path in outputs(stage))
 
 
 # ---- parameters (their words: test_params.py)
@@ -182,8 +174,8 @@ COMPARED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("stage", "path", "what"), COMPARED)
-def test_artifact_of_another_data_set_or_model(stage, path, what, directory, run_stages, tiny_run):
+@pytest.mark.parametrize(("stage", "path", "what"), faults("input of another run", COMPARED, ci=20))
+def test_artifact_of_another_data_set_or_model(stage, path, what, directory, run_stages, tiny_run, outcome):
     prepare(directory, READ_WITH.get((stage, path), {}))
     link([other for other in inputs(stage) if other != path], tiny_run, directory)
     copy([path], tiny_run, directory)
@@ -192,6 +184,7 @@ def test_artifact_of_another_data_set_or_model(stage, path, what, directory, run
     assert f"made with another {'data set' if what == 'dataset' else 'model'} (" in message
     assert "ffffffffffff" in message and path in message and "rebuild it with `dvc repro " in message
     assert nothing_made(directory, stage)
+    outcome("refused")
 
 
 def test_other_model_under_the_features(directory, run_stages, tiny_run):
@@ -217,69 +210,7 @@ def test_components_of_other_training_images(directory, run_stages, tiny_run):
     )
 
 
-# ---- damaged artifacts
-
-
-def damage(path, how):
-    generator = random.Random(path.name)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    for file in files:
-        content = file.read_bytes()
-        half = len(content) // 2
-        file.write_bytes({
-            "truncated": content[:half], "empty": b"", "garbage": generator.randbytes(len(content)),
-            "overwritten": content[:half] + generator.randbytes(min(64, len(content) - half)) + content[half + 64 :],
-        }[how])  # fmt: skip
-
-
-@pytest.mark.parametrize(("stage", "path", "how"), [
-    (stage, path, how) for stage in STAGES for path in inputs(stage) for how in ("truncated", "empty", "garbage")
-    if (how, path[-4:]) != ("truncated", ".csv")  # the beginning of a table is a table
-])  # fmt: skip
-def test_damaged_artifact(stage, path, how, directory, run_stages, tiny_run):
-    prepare(directory, READ_WITH.get((stage, path), {}))
-    link([other for other in inputs(stage) if other != path], tiny_run, directory)
-    copy([path], tiny_run, directory)
-    damage(directory / path, how)
-    message = run_stages(directory, stage).error()
-    assert message.startswith(path) and f"rebuild it with `dvc repro {producer(path)}`" in message
-    assert nothing_made(directory, stage)
-
-
-@every_input
-def test_overwritten_bytes_are_noticed_or_harmless(stage, path, directory, run_stages, tiny_run):
-    """Not everything has a checksum; but nothing ends in a traceback."""
-    link([other for other in inputs(stage) if other != path], tiny_run, directory)
-    copy([path], tiny_run, directory)
-    damage(directory / path, "overwritten")
-    result = run_stages(directory, stage)
-    if result.returncode:
-        assert result.error().startswith(path)
-        assert nothing_made(directory, stage)
-
-
-@every_input
-def test_something_else_under_that_name(stage, path, directory, run_stages, tiny_run):
-    """An artifact of the same format with other content, as of an earlier version."""
-    prepare(directory, READ_WITH.get((stage, path), {}))
-    link([other for other in inputs(stage) if other != path], tiny_run, directory)
-    target = directory / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if path.endswith(".h5"):
-        with h5py.File(target, "w") as file:
-            file["something"] = 1
-    elif path.endswith(".parquet"):
-        pq.write_table(pq.read_table(tiny_run / "data/concepts.parquet").select(["prompt"]), target)
-    elif path.endswith(".json"):
-        target.write_text('{"something": 1}')
-    elif path.endswith(".csv"):
-        target.write_text("something\n1\n")
-    else:
-        target.mkdir()
-        (target / "config.json").write_text('{"something": 1}')
-        shutil.copy(tiny_run / "data/concepts.parquet", target / "images-00000.parquet")
-    message = run_stages(directory, stage).error()
-    assert message.startswith(path) and f"`dvc repro {producer(path)}`" in message
+# ---- damaged artifacts: test_damage.py, and
 
 
 def test_wrong_parquet_schema_of_images(directory, run_stages, tiny_run):
@@ -311,102 +242,6 @@ def test_images_of_two_data_sets(directory, run_stages, tiny_run):
     claim(second, dataset="f" * 64)
     message = run_stages(directory, "extract").error()
     assert message.startswith("data/images/images-00001.parquet: made with another data set (ffffffffffff)")
-
-
-# ---- the disk
-
-
-def blames_the_disk(message, stage, reason):
-    """The line names an output, unfinished work, or where all that lies; and says what to do."""
-    name, words = message.split(": ", 1)
-    assert words == f"{reason} and repeat the command"
-    return name in outputs(stage) or name.startswith((".resume", *(f"{path}/" for path in outputs(stage)))) or (
-        stage == "download" and Path(name).is_dir()
-    )
-
-
-@every_stage
-@pytest.mark.parametrize("share", [0.0, 0.6])
-def test_full_disk(stage, share, directory, run_stages, tiny_run):
-    """No file may grow beyond a share of the largest output."""
-    link(inputs(stage), tiny_run, directory)
-    files = [file for path in outputs(stage) for file in [tiny_run / path, *(tiny_run / path).rglob("*")]]
-    limit = max(600, int(share * max(file.stat().st_size for file in files if file.is_file())))
-    message = run_stages(directory, stage, max_file_size=limit).error()
-    assert blames_the_disk(message, stage, "File too large; make room on that disk")
-    assert not (directory / message.split(":")[0]).is_file()
-    assert not [left for left in leftovers(directory) if not left.startswith(".resume/")]
-    run_stages(directory, stage).check()
-
-
-class Disk:
-    """A small file system of its own."""
-
-    def __init__(self, place: Path, size: int) -> None:
-        self.place = place
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
-
-    def make_read_only(self) -> None:
-        subprocess.run(["mount", "-o", "remount,ro", str(self.place)], check=True)
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self.place)], check=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Makes file systems of a given size; skips where that is not allowed."""
-    disks = []
-
-    def make(size):
-        place = tmp_path / "disk"
-        place.mkdir()
-        try:
-            disks.append(Disk(place, size))
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("needs to mount a file system")
-        return disks[-1]
-
-    yield make
-    for disk in disks:
-        disk.unmount()
-
-
-@every_stage
-def test_disk_without_room(stage, small_disk, run_stages, tiny_run):
-    directory = prepare(small_disk(32 * 1024).place)
-    link(inputs(stage), tiny_run, directory)
-    with pytest.raises(OSError, match="No space"), open(directory / "filler", "wb") as file:
-        while True:
-            os.write(file.fileno(), bytes(1024))
-    message = run_stages(directory, stage).error()
-    assert blames_the_disk(message, stage, "No space left on device; make room on that disk")
-    assert not [left for left in leftovers(directory) if not left.startswith(".resume/")]
-
-
-@every_stage
-def test_read_only_disk(stage, small_disk, run_stages, tiny_run):
-    disk = small_disk(2**20)
-    directory = prepare(disk.place)
-    link(inputs(stage), tiny_run, directory)
-    for place in {(directory / path).parent for path in outputs(stage)}:
-        place.mkdir(parents=True, exist_ok=True)
-    disk.make_read_only()
-    message = run_stages(directory, stage).error()
-    assert blames_the_disk(message, stage, "Read-only file system; correct the permissions there")
-
-
-@pytest.mark.parametrize(("stage", "name"), [
-    ("download", "data"), ("weights", "models"), ("train", "reports"), ("baselines", "reports"),
-])  # fmt: skip
-def test_something_in_the_way(stage, name, directory, run_stages, tiny_run):
-    """A file where a directory of outputs has to go: fails like a read-only place, for root as well."""
-    link(inputs(stage), tiny_run, directory)
-    place = directory / name
-    place.write_text("in the way")
-    message = run_stages(directory, stage).error()
-    assert place.name in message and message.endswith("something else is in the way there; move it")
-    assert place.read_text() == "in the way"
 
 
 # ---- processes that render and decode

@@ -3,7 +3,6 @@
 import math
 import shutil
 from collections.abc import Callable
-from contextlib import chdir
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +13,7 @@ import torch
 import training_run
 from scipy import stats
 from torch import Tensor
-from training_run import run_interrupted, train_params, write_training_inputs
+from training_run import run_interrupted, train_params
 
 from stages.artifacts import CONCEPTS, HASHNET, SIMILARITY, Provenance
 from stages.errors import InputError
@@ -515,14 +514,10 @@ def write_concepts(digest: str = training_run.DIGEST, words: int = 9, dim: int =
     write_table(table, CONCEPTS, Provenance("mine", digest, training_run.MODEL))
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The inputs of a training; only to be read."""
-    directory = tmp_path_factory.mktemp("inputs")
-    with chdir(directory):
-        write_training_inputs()
-        write_concepts()
-    return directory
+@pytest.fixture
+def here(here: Path) -> Path:
+    write_concepts()
+    return here
 
 
 def short(method: str, **changes: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_run import run_components, train_params, write_training_inputs
+from training_run import run_components, train_params
 
 from stages.components.artifact import read_components
 from stages.components.mixture import fine_assignment
@@ -41,13 +41,6 @@ def with_dsch(**changes: Any) -> Train:
     """The section ``train`` with `changes` of its section ``dsch``."""
     train = train_params("dsch").train
     return train.model_copy(update={"dsch": train.dsch.model_copy(update=changes)})
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_training_inputs()
-    return tmp_path
 
 
 def test_uhscm_weighs_its_terms(here: Path) -> None:

@@ -2,14 +2,13 @@
 
 import shutil
 import tracemalloc
-from contextlib import chdir
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from training_run import run_interrupted, train_params, write_training_inputs
+from training_run import run_interrupted, train_params
 
 from stages.artifacts import FEATURES, HASHNET, PROVENANCE_KEY, RESUME, Provenance
 from stages.components.artifact import read_components
@@ -25,15 +24,6 @@ from stages.train.stage import CURVES, run
 from stages.train.streamed import StreamedRows, StreamedTensor, StreamedViews, array_of, windows
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The inputs of a training; only to be read."""
-    directory = tmp_path_factory.mktemp("inputs")
-    with chdir(directory):
-        write_training_inputs()
-    return directory
 
 
 @pytest.fixture

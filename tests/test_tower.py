@@ -14,6 +14,14 @@ from stages.tower import PointwiseAttention, PointwiseLinear, pointwise, prepare
 CPU = torch.device("cpu")
 
 
+def towers(kind: str, directory: Path, bfloat16: bool) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """An image tower, the same one prepared, and images for them."""
+    original, images = tower(kind, directory)
+    prepared = copy.deepcopy(original)
+    prepare(prepared, CPU, bfloat16=bfloat16)
+    return original, prepared, images
+
+
 def tower(kind: str, directory: Path) -> tuple[nn.Module, torch.Tensor]:
     """An image tower, and images for it."""
     if kind == "timm":
@@ -27,9 +35,7 @@ def tower(kind: str, directory: Path) -> tuple[nn.Module, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm"])
 def test_outputs_and_weights_stay_the_same(kind: str, tmp_path: Path) -> None:
-    original, images = tower(kind, tmp_path)
-    prepared = copy.deepcopy(original)
-    prepare(prepared, CPU, bfloat16=False)
+    original, prepared, images = towers(kind, tmp_path, bfloat16=False)
     with torch.inference_mode():
         torch.testing.assert_close(prepared(images), original(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(prepared.state_dict(), original.state_dict(), rtol=0, atol=0)
@@ -40,9 +46,7 @@ def test_outputs_and_weights_stay_the_same(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm"])
 def test_bfloat16_stays_near(kind: str, tmp_path: Path) -> None:
-    original, images = tower(kind, tmp_path)
-    prepared = copy.deepcopy(original)
-    prepare(prepared, CPU, bfloat16=True)
+    original, prepared, images = towers(kind, tmp_path, bfloat16=True)
     with torch.inference_mode():
         found, expected = prepared(images.bfloat16()), original(images)
     assert found.dtype == torch.bfloat16

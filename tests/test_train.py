@@ -7,7 +7,6 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 import training_run
 from safetensors.torch import load_file
 from torch import nn
-from training_run import train_params, write_training_inputs
+from training_run import train_params
 
 from stages.artifacts import COMPONENTS, CONCEPT_DISTRIBUTION, FEATURES, HASHNET, PROVENANCE_KEY, RESUME, SIMILARITY
 from stages.errors import InputError
@@ -35,15 +34,6 @@ METHODS = ("uhscm", "dsch", "fused")
 
 
 each_method = pytest.mark.parametrize("method", METHODS)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The inputs of a training; only to be read."""
-    directory = tmp_path_factory.mktemp("inputs")
-    with chdir(directory):
-        write_training_inputs()
-    return directory
 
 
 def curves() -> dict[str, str]:

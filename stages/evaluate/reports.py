@@ -122,5 +122,7 @@ def _rows(path: Path, columns: Mapping[str, type], delimiter: str = ",") -> list
             return [[kind(row[name]) for name, kind in columns.items()] for row in table]
     except FileNotFoundError:
         raise InputError(f"{path}: not found; {rebuild_hint(path)}") from None
+    except OSError as error:
+        raise damaged(path, error) from None
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, f"not the expected table ({error})") from None
