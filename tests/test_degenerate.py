@@ -47,14 +47,14 @@ CASES = {
     "not a number, tolerated": (with_rows(np.nan), {"dataset": {"max_skipped": 0.1}}, None),
     "infinity": (with_rows(np.inf), {}, ("download", "")),
     "one image": (groups(1), {}, ("download", "")),
-    "two images": (groups(2), {}, ("", "")),
+    "two images": (groups(2), {}, ("similarity", "needs at least 2 training images")),
     "more components than images": (groups(), {"components": {**SMALL, "fine": 61}}, ("components", "components.fine")),
-    "more dimensions of PCA than features": (groups(), {"components": {**SMALL, "pca": 9}}, ("", "")),
+    "more dimensions of PCA than features": (groups(), {"components": {**SMALL, "pca": 9}}, None),
     "a component an image": (groups(), {"components": {**SMALL, "fine": 40}}, None),
     "one component": (groups(), {"components": {"fine": 1, "coarse": 1, "pca": 1}}, None),
     "more bits than images": (groups(), {"bits": 128}, None),
     "a batch larger than the data": (groups(), {"train": {"batch_size": 4096}}, None),
-    "batches of two": (groups(), {"train": {"batch_size": 2}}, None),
+    "batches of three": (groups(), {"train": {"batch_size": 3}}, None),
 }  # fmt: skip
 #: Those that CI has; the nightly profile has all of them, with every method.
 IN_CI = ("equal rows", "not a number", "one image", "more components than images")

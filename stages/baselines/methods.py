@@ -12,6 +12,8 @@ ITQ_ITERATIONS = 50
 #: and the spread of the overlaps' errors at which they stop, as shares of n / 4.
 SPHERES_ROWS, SPHERES_START, SPHERES_ITERATIONS = 10_000, 5, 100
 SPHERES_MEAN, SPHERES_SPREAD = 0.10, 0.15
+#: Pivots no further from 0 than this multiple of the furthest image.
+SPHERES_REACH = 1000
 
 #: Features (n, d) to (n, bits) values whose signs are the code.
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -125,7 +127,10 @@ def spherical(train: np.ndarray, bits: int, rng: np.random.Generator) -> Spheres
             break
         # sum over j of surplus_ij (p_i - p_j) / 2, over the number of pivots
         forces = (surplus.sum(axis=1, keepdims=True) * pivots - surplus @ pivots) / (2 * bits)
-        pivots = pivots + forces.astype(train.dtype)
+        moved = pivots + forces.astype(train.dtype)
+        if np.abs(moved).max() > SPHERES_REACH * np.abs(rows).max():  # of equal images every sphere holds all
+            break
+        pivots = moved
     return Spheres(pivots, np.median(_squared_distances(rows, pivots), axis=0))
 
 
