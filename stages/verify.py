@@ -6,13 +6,13 @@ pulled as well. DVC itself looks at a file's content only when its time or size 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from stages.artifacts import damaged, file_digest
+from stages.artifacts import file_digest
 from stages.errors import InputError
 from stages.progress import track
 
@@ -32,12 +32,12 @@ def verify(paths: Sequence[Path]) -> int:
         InputError: one is missing or has other content, with the stage that makes it; or nothing is known of a path.
     """
     noted = _noted()
-    chosen = noted if not paths else {artifact: md5 for path in paths for artifact, md5 in _at(path, noted)}
-    for artifact, md5 in track(sorted(chosen.items()), "verifying"):
+    chosen = noted if not paths else dict(item for path in paths for item in _at(path, noted))
+    for artifact, (stage, md5) in track(sorted(chosen.items()), "verifying"):
         if not artifact.exists():
-            raise damaged(artifact, "not found")
+            raise InputError(f"{artifact}: not found; run `dvc pull` or `dvc repro {stage}`")
         if digest(artifact) != md5:
-            raise damaged(artifact, f"its content is not what {LOCK} notes; delete it and run `dvc checkout`, or")
+            raise InputError(f"{artifact}: its content is not what {LOCK} notes; delete it and run `dvc repro {stage}`")
     return len(chosen)
 
 
@@ -50,11 +50,11 @@ def digest(path: Path) -> str:
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
-def _noted() -> dict[Path, str]:
-    """The outputs in ``dvc.lock`` with their MD5."""
+def _noted() -> dict[Path, tuple[str, str]]:
+    """The outputs in ``dvc.lock`` with their stage and MD5."""
     try:
-        stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"].values()
-        return {Path(out["path"]): str(out["md5"]) for stage in stages for out in stage.get("outs", [])}
+        stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"].items()
+        return {Path(out["path"]): (name, out["md5"]) for name, stage in stages for out in stage.get("outs", [])}
     except FileNotFoundError:
         raise InputError(f"{LOCK}: not found in {Path.cwd()}; `dvc repro` notes there what it makes") from None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
@@ -62,9 +62,9 @@ def _noted() -> dict[Path, str]:
         raise InputError(f"{LOCK}: not a lock file of DVC ({reason}); take it from git, or run `dvc repro`") from None
 
 
-def _at(path: Path, noted: dict[Path, str]) -> Iterator[tuple[Path, Any]]:
+def _at(path: Path, noted: dict[Path, tuple[str, str]]) -> Iterator[tuple[Path, tuple[str, str]]]:
     """The artifacts at, below or above `path`."""
-    place = Path(path.absolute().relative_to(Path.cwd())) if path.absolute().is_relative_to(Path.cwd()) else path
+    place = Path(os.path.relpath(path))
     found = [item for item in noted.items() if item[0].is_relative_to(place) or place.is_relative_to(item[0])]
     if not found:
         raise InputError(f"{path}: {LOCK} notes no such artifact; there are {', '.join(map(str, noted))}")

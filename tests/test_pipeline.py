@@ -209,6 +209,74 @@ def test_queue_of_experiments_then_tables_and_plots(fresh):
     assert fresh.changed() == set()
 
 
+# ---- faults under DVC (of a stage alone: faults.py)
+
+
+def test_damage_that_dvc_does_not_see(fresh):
+    """A bit that flips without a change of the file's time and size."""
+    verify = (sys.executable, "-m", "stages", "verify")
+    made = {path for stage in STAGES for path in outputs(stage)}
+    assert fresh.run(*verify) == f"{len(made)} artifacts as noted in dvc.lock\n"
+    codes = fresh.directory / "data/codes.h5"
+    before, times = codes.read_bytes(), codes.stat()
+    codes.chmod(0o644)
+    codes.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    os.utime(codes, ns=(times.st_atime_ns, times.st_mtime_ns))
+    said = subprocess.run([*verify, "data"], cwd=fresh.directory, env=fresh.environment, capture_output=True, text=True)
+    assert said.returncode == 2 and said.stderr == (
+        "error: data/codes.h5: its content is not what dvc.lock notes; delete it and run `dvc repro encode`\n"
+    )
+    codes.unlink()
+    fresh.dvc("repro", "--single-item", "encode")
+    assert codes.read_bytes() == before
+
+
+def undisturbed(project: Project, *changes: dict) -> dict[str, str]:
+    """The digests of a run with other parameters; it leaves nothing that DVC could take the outputs from."""
+    write_params(project.directory, TINY, *changes)
+    project.dvc("repro")
+    found = project.locked()
+    project.reset()
+    shutil.rmtree(project.directory / ".dvc/cache/runs")
+    write_params(project.directory, TINY, *changes)
+    return found
+
+
+def started(project: Project) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=project.directory, env=project.environment,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+@pytest.mark.nightly
+def test_two_repro_at_once(fresh):
+    expected = undisturbed(fresh, {"seed": 5})
+    both = [started(fresh), started(fresh)]
+    ends = [(process.communicate(timeout=300)[0], process.returncode) for process in both]
+    assert 0 in {code for _, code in ends}
+    for said, code in ends:
+        assert code == 0 or "lock" in said or "is busy" in said, said
+    fresh.dvc("repro")
+    assert fresh.locked() == expected
+    fresh.run(sys.executable, "-m", "stages", "verify")
+
+
+@pytest.mark.nightly
+def test_parameter_changed_in_the_middle(fresh):
+    """DVC would note the network of the old rate as that of the new one."""
+    new = {"train": {"lr": 0.02}}
+    expected = undisturbed(fresh, new)
+    write_params(fresh.directory, TINY, {"train": {"lr": 0.01, "epochs": 20}})
+    process = started(fresh)
+    while not list(fresh.directory.glob(".resume/train-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    write_params(fresh.directory, TINY, new)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode and "params.yaml: changed while train ran; repeat the command" in said, said
+    fresh.dvc("repro")
+    assert fresh.locked() == expected
+
+
 # ---- other kinds of data
 
 
