@@ -116,9 +116,11 @@ ELSEWHERE = {"benchmark", "compare", "serve", *STAGES} - {"index", "encode", "ex
 
 
 def executed() -> list[list[str]]:
+    """One command of each name and options, which is nearly all; a pipe's input is not there."""
     found = [words for page in PAGES for words in STAGE_COMMANDS[page]
              if words[0] not in ELSEWHERE and len(words) > 1 and "-" not in words]  # fmt: skip
-    return [list(words) for words in dict.fromkeys(map(tuple, found))]
+    kinds = {(words[0], frozenset(word for word in words if word.startswith("--"))): words for words in found}
+    return [list(words) for words in kinds.values()]
 
 
 @pytest.mark.slow
