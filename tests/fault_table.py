@@ -1,6 +1,6 @@
 """Writes the tables of docs/reliability.md from the record of a nightly run: ``make nightly`` calls it.
 
-    python tests/fault_table.py RECORD.xml docs/reliability.md
+    python tests/fault_table.py RECORD.xml [RECORD.xml ...] docs/reliability.md
 """
 
 import sys
@@ -55,8 +55,9 @@ def _table(name: str, about: str, rows: dict[str, str], counts: Counter[tuple[st
 
 
 if __name__ == "__main__":
-    record, page = map(Path, sys.argv[1:])
+    *records, page = map(Path, sys.argv[1:])
+    found = [fault for record in records for fault in read(record)]
     text = page.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{tables(read(record))}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{tables(found)}\n{END}{after}", encoding="utf-8")

@@ -61,12 +61,18 @@ def faults(kind: str, cases: Iterable[tuple[Any, ...]], ci: int) -> list[Any]:
 
     Args:
         cases: begin with the stage, and come in the order of the stages.
-        ci: of how many CI has: as far apart as can be, and of each kind other stages.
+        ci: how many of them CI has: of different stages, and of other ones than of the next kind.
     """
     assert kind in KINDS
     cases = list(cases)
-    turned = crc32(kind.encode()) % len(cases)
-    chosen = {(turned + number * len(cases) // ci) % len(cases) for number in range(ci)}
+    numbers: dict[str, list[int]] = {}
+    for number, case in enumerate(cases):
+        numbers.setdefault(case[0], []).append(number)
+    stages, turn = list(numbers), crc32(kind.encode())
+    chosen = set()
+    for count in range(ci):
+        of_stage = numbers[stages[(turn + count * len(stages) // ci) % len(stages)]]
+        chosen.add(of_stage[(turn + count) % len(of_stage)])
     marked = []
     for number, case in enumerate(cases):
         fault = Fault(kind, case[0], number not in chosen)

@@ -173,13 +173,13 @@ def noticed_when_asked(disturbed, path, how, number, outcome):
     outcome(came)
 
 
-@pytest.mark.parametrize(("stage", "path"), faults("input overwritten", READ, ci=7))
+@pytest.mark.parametrize(("stage", "path"), faults("input overwritten", READ, ci=5))
 def test_overwritten(stage, path, disturbed, outcome):
     noticed_when_asked(disturbed, path, overwritten, 0, outcome)
 
 
 @pytest.mark.parametrize(
-    ("stage", "path", "number"), faults("bit flipped", [(*case, number) for case in READ for number in range(3)], ci=7)
+    ("stage", "path", "number"), faults("bit flipped", [(*case, number) for case in READ for number in range(2)], ci=5)
 )
 def test_flipped(stage, path, number, disturbed, outcome):
     noticed_when_asked(disturbed, path, flipped, number, outcome)

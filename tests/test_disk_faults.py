@@ -74,7 +74,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Disk]]:
         made.unmount()
 
 
-@pytest.mark.parametrize(("stage",), faults("disk full", STATES, ci=3))
+@pytest.mark.parametrize(("stage",), faults("disk full", STATES, ci=4))
 def test_disk_without_room(stage, disk, disturbed, outcome):
     disturbed.directory = prepare(disk("-t", "tmpfs", "-o", "size=64M", "tmpfs").place, SMALL)
     link(inputs(stage), disturbed.now, disturbed.directory)
@@ -90,7 +90,7 @@ def test_disk_without_room(stage, disk, disturbed, outcome):
     outcome("refused")
 
 
-@pytest.mark.parametrize(("stage",), faults("disk read-only", STATES, ci=3))
+@pytest.mark.parametrize(("stage",), faults("disk read-only", STATES, ci=4))
 def test_read_only_disk(stage, disk, disturbed, outcome):
     place = disk("-t", "tmpfs", "-o", "size=64M", "tmpfs")
     disturbed.directory = prepare(place.place, SMALL)
@@ -105,7 +105,7 @@ def test_read_only_disk(stage, disk, disturbed, outcome):
     outcome("refused")
 
 
-@pytest.mark.parametrize(("stage",), faults("no permission to write", STATES, ci=4))
+@pytest.mark.parametrize(("stage",), faults("no permission to write", STATES, ci=5))
 def test_no_permission_to_write(stage, disturbed, outcome):
     directory = disturbed.start()
     places = {(directory / path).parent for path in outputs(stage)}

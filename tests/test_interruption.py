@@ -31,7 +31,7 @@ def sample(total: int, most: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "share"), faults("kill before a write", [case for stage in STAGES for case in shares(stage)], ci=26)
+    ("stage", "share"), faults("kill before a write", [case for stage in STAGES for case in shares(stage)], ci=13)
 )
 def test_killed_before_a_write(stage, share, disturbed, outcome):
     number = at(share, disturbed.events)
@@ -43,7 +43,7 @@ def test_killed_before_a_write(stage, share, disturbed, outcome):
 
 
 @pytest.mark.parametrize(
-    ("stage", "number"), faults("kill in a write", [(stage, n) for stage in STAGES for n in range(4)], ci=7)
+    ("stage", "number"), faults("kill in a write", [(stage, n) for stage in STAGES for n in range(4)], ci=5)
 )
 def test_killed_in_a_write(stage, number, disturbed, outcome):
     """The kernel ends the process in the write (of whichever library) that would exceed the limit."""
@@ -58,7 +58,7 @@ def test_killed_in_a_write(stage, number, disturbed, outcome):
 
 
 @pytest.mark.parametrize(
-    ("stage", "number"), faults("kill at random", [(stage, n) for stage in STAGES for n in range(4)], ci=7)
+    ("stage", "number"), faults("kill at random", [(stage, n) for stage in STAGES for n in range(4)], ci=5)
 )
 def test_killed_at_random(stage, number, disturbed, outcome):
     seconds = disturbed.seconds * random.Random(f"{stage} {number}").uniform(0.05, 0.9)
@@ -70,14 +70,14 @@ def test_killed_at_random(stage, number, disturbed, outcome):
 
 
 @pytest.mark.parametrize(
-    ("stage", "share"), faults("SIGTERM", [case for stage in STAGES for case in shares(stage, 4)], ci=7)
+    ("stage", "share"), faults("SIGTERM", [case for stage in STAGES for case in shares(stage, 4)], ci=5)
 )
 def test_terminated(stage, share, disturbed, outcome):
     asked_to_stop(disturbed, "SIGTERM", share, outcome)
 
 
 @pytest.mark.parametrize(
-    ("stage", "share"), faults("SIGINT", [case for stage in STAGES for case in shares(stage, 4)], ci=7)
+    ("stage", "share"), faults("SIGINT", [case for stage in STAGES for case in shares(stage, 4)], ci=5)
 )
 def test_interrupted(stage, share, disturbed, outcome):
     asked_to_stop(disturbed, "SIGINT", share, outcome)

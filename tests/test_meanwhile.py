@@ -16,7 +16,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize(("stage", "over_earlier"), faults(
-    "two at once", [(stage, over_earlier) for stage in STAGES for over_earlier in (False, True)], ci=4
+    "two at once", [(stage, over_earlier) for stage in STAGES for over_earlier in (False, True)], ci=3
 ))  # fmt: skip
 def test_twice_at_once(stage, over_earlier, disturbed, outcome):
     disturbed.start(over_earlier=over_earlier)
@@ -28,7 +28,7 @@ def test_twice_at_once(stage, over_earlier, disturbed, outcome):
 
 
 @pytest.mark.parametrize(("stage", "share"), faults(
-    "parameter changed", [(stage, share) for stage in CHANGED for share in (0.0, 0.5, 1.0)], ci=4
+    "parameter changed", [(stage, share) for stage in CHANGED for share in (0.0, 0.5, 1.0)], ci=3
 ))  # fmt: skip
 def test_parameter_changed_in_the_middle(stage, share, disturbed, outcome):
     """Otherwise DVC would note the outputs of the old value as those of the new one."""
@@ -45,7 +45,7 @@ def test_parameter_changed_in_the_middle(stage, share, disturbed, outcome):
 
 
 @pytest.mark.parametrize(("stage", "seconds"), faults(
-    "clock jumps", [(stage, sign) for stage in STAGES for sign in (-365 * 86400, 3650 * 86400)], ci=4
+    "clock jumps", [(stage, sign) for stage in STAGES for sign in (-365 * 86400, 3650 * 86400)], ci=3
 ))  # fmt: skip
 def test_clock_jumps(stage, seconds, disturbed, outcome):
     disturbed.start(over_earlier=True)
