@@ -69,7 +69,7 @@ def faults(kind: str, cases: Iterable[tuple[Any, ...]], ci: int) -> list[Any]:
     for number, case in enumerate(cases):
         numbers.setdefault(case[0], []).append(number)
     stages, turn = list(numbers), crc32(kind.encode())
-    chosen = set()
+    chosen = set(range(len(cases))) if ci >= len(cases) else set()
     for count in range(ci):
         of_stage = numbers[stages[(turn + count * len(stages) // ci) % len(stages)]]
         chosen.add(of_stage[(turn + count) % len(of_stage)])

@@ -36,8 +36,11 @@ def import_everything() -> None:
     """What the stages import, at the top or when they first need it."""
     for stage in program.STAGES:
         importlib.import_module(f"stages.{stage}.stage")
-    for name in ("dvc.api", "matplotlib.backends.backend_agg", "matplotlib.font_manager"):
+    # The last two are imported by CLIP, and by the first step of an optimizer: 1,400 modules.
+    for name in ("dvc.api", "matplotlib.backends.backend_agg", "matplotlib.font_manager", "PIL.Image", "open_clip",
+                 "torch._dynamo"):  # fmt: skip
         importlib.import_module(name)
+    sys.modules["PIL.Image"].init()
 
 
 def wrap(module: str, name: str, before: Any) -> None:

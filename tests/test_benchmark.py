@@ -139,7 +139,10 @@ def test_stopped_and_resumed_is_the_same(compared, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)])
+@pytest.mark.parametrize(("workers", "number"), [
+    (1, signal.SIGKILL), pytest.param(2, signal.SIGKILL, marks=pytest.mark.nightly),
+    pytest.param(2, signal.SIGINT, marks=pytest.mark.nightly),
+])  # fmt: skip
 def test_ended_from_outside_and_resumed_is_the_same(workers, number, compared, tmp_path):
     """By the kernel or by Ctrl-C in the middle, with any number of processes."""
     work = tmp_path / "work"

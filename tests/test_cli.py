@@ -137,11 +137,12 @@ def interrupted(directory, stage, condition, number):
     return process.returncode, stderr.strip()
 
 
+INTERRUPTED = (signal.SIGINT, (130, "error: interrupted; the same command resumes"))
+TERMINATED = (signal.SIGTERM, (143, "error: terminated; the same command resumes"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "ending"), [
-    (signal.SIGINT, (130, "error: interrupted; the same command resumes")),
-    (signal.SIGTERM, (143, "error: terminated; the same command resumes")),
-])  # fmt: skip
+@pytest.mark.parametrize(("number", "ending"), [INTERRUPTED, pytest.param(*TERMINATED, marks=pytest.mark.nightly)])
 def test_interrupted_training_is_resumed(number, ending, tmp_path, tiny_run, run_stages):
     epochs = 150
     directory = prepare(tmp_path / "run", {"train": {"epochs": epochs}})
@@ -157,10 +158,7 @@ def test_interrupted_training_is_resumed(number, ending, tmp_path, tiny_run, run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "ending"), [
-    (signal.SIGINT, (130, "error: interrupted; the same command resumes")),
-    (signal.SIGTERM, (143, "error: terminated; the same command resumes")),
-])  # fmt: skip
+@pytest.mark.parametrize(("number", "ending"), [TERMINATED, pytest.param(*INTERRUPTED, marks=pytest.mark.nightly)])
 def test_interrupted_workers_say_nothing(number, ending, tmp_path, tiny_run):
     """The processes that decode images get the signal too."""
     directory = prepare(tmp_path / "run", {"extract": {"workers": 2, "views": 30, "batch_size": 4}})

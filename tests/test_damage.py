@@ -61,8 +61,9 @@ def mended(disturbed: Disturbed, path: str) -> None:
     disturbed.judge()
 
 
-@pytest.mark.parametrize(("stage", "path"), faults("input missing", READ, ci=7))
+@pytest.mark.parametrize(("stage", "path"), faults("input missing", READ, ci=len(READ)))
 def test_missing(stage, path, disturbed, outcome):
+    """So what dvc.yaml declares is needed, too."""
     directory, target = reading(disturbed, path)
     if target.is_dir():
         shutil.rmtree(target)
