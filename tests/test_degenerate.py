@@ -56,8 +56,10 @@ CASES = {
     "a batch larger than the data": (groups(), {"train": {"batch_size": 4096}}, None),
     "batches of three": (groups(), {"train": {"batch_size": 3}}, None),
 }  # fmt: skip
-#: Those that CI has; the nightly profile has all of them, with every method.
+#: Those that CI has; the nightly profile has all of them.
 IN_CI = ("equal rows", "not a number", "one image", "more components than images")
+#: Those that a loss may mind: with every method that learns from images alone.
+TRAINED = ("equal rows", "one dimension", "tiny numbers", "more bits than images", "batches of three")
 
 
 def numbers(content: object) -> list[float]:
@@ -72,6 +74,7 @@ def numbers(content: object) -> list[float]:
 @pytest.mark.parametrize(("name", "method"), [
     pytest.param(name, method, marks=[] if name in IN_CI and method == "fused" else [pytest.mark.nightly])
     for name in CASES for method in ("fused", "dsch", "bihalf", "cibhash", "greedyhash", "sdc")
+    if method == "fused" or name in TRAINED
 ])  # fmt: skip
 def test_pipeline(name, method, tmp_path, run_stages):
     features, changes, refused = CASES[name]
