@@ -11,6 +11,7 @@ CHANGED = {
     "extract": {"extract": {"views": 3}}, "mine": {"concepts": {"tau": 2.0}},
     "similarity": {"similarity": {"form": "cosine"}}, "components": {"components": {"top": 3}},
     "train": {"train": {"lr": 0.01}}, "encode": {"device": "cpu"}, "index": {"index": {"thumbnail": 48}},
+    "map": {"map": {"images": 30}},
     "baselines": {"evaluate": {"precision_at": [5]}}, "evaluate": {"evaluate": {"precision_at": [7]}},
 }  # fmt: skip
 
