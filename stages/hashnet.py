@@ -101,8 +101,10 @@ def load_hashnet(directory: Path = HASHNET) -> tuple[Network, Provenance]:
         # Read, not mapped into memory: from a broken disk the kernel would end a process that looks at a mapping.
         weights = load((directory / "model.safetensors").read_bytes())
         net = _head(content, weights) if kind == "head" else _backbone(content, weights)
-    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (FileNotFoundError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise damaged(directory, f"not a hashing network ({error})") from None
+    except OSError as error:
+        raise damaged(directory, error) from None
     return net.eval(), provenance
 
 
