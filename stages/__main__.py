@@ -137,6 +137,16 @@ def _search(
         )
 
 
+@app.command("serve", help=_docstring("stages.serve.config"))
+def _serve(
+    host: Annotated[str, typer.Option(help="Address to listen at; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 7860,
+    model: Annotated[str | None, typer.Option(help="A published network: DIR or hf-hub:ORG/NAME.")] = None,
+) -> None:
+    with one_line_errors():
+        importlib.import_module("stages.serve.command").serve(host, port, model)
+
+
 @app.command("export")
 def _export(output: Annotated[Path, typer.Argument(help="A .parquet or .npy file.")]) -> None:
     """The ids and codes of data/index as a Parquet file, or as .npy with the ids beside it."""

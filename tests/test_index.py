@@ -106,7 +106,7 @@ def test_codes_come_back_and_rows_move_up(kind):
     codes = packed(500, 32)
     index = binary.build(codes, kind)
     np.testing.assert_array_equal(binary.all_codes(index), codes)
-    np.testing.assert_array_equal(binary.code_at(index, 77), codes[77])
+    np.testing.assert_array_equal(binary.codes_at(index, np.array([77, 3])), codes[[77, 3]])
     gone = np.array([0, 3, 250, 499])
     index = binary.without(index, gone)
     rest = np.delete(codes, gone, axis=0)

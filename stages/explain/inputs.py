@@ -35,6 +35,22 @@ class Semantics:
         return mine_distribution(features, self.texts, self.tau)
 
 
+def read_kept_concepts(like: Provenance, path: Path) -> tuple[list[str], np.ndarray, float]:
+    """The names of the m kept concepts of ``data/concepts.parquet``, their text features (m, d), and the temperature.
+
+    Args:
+        like, path: an artifact whose data set and model they must have.
+
+    Raises:
+        InputError: it is missing, damaged, or made with another data set or model.
+    """
+    table, mined, _ = read_table(CONCEPTS, {"concept": pa.string(), "kept": pa.bool_(), "text_feature": None})
+    mined.require_same(like, CONCEPTS, path)
+    kept = table["kept"].to_numpy(zero_copy_only=False)
+    names = [name for name, keep in zip(table["concept"].to_pylist(), kept, strict=True) if keep]
+    return names, matrix(table, "text_feature")[kept], mined.params["tau"]
+
+
 def read_semantics(like: Provenance, path: Path) -> Semantics:
     """Read ``data/concepts.parquet`` and ``data/components.h5``.
 
@@ -44,11 +60,8 @@ def read_semantics(like: Provenance, path: Path) -> Semantics:
     Raises:
         InputError: one is missing, damaged, or made with another data set or model.
     """
-    table, mined, _ = read_table(CONCEPTS, {"concept": pa.string(), "kept": pa.bool_(), "text_feature": None})
-    mined.require_same(like, CONCEPTS, path)
-    kept = table["kept"].to_numpy(zero_copy_only=False)
-    names = [name for name, keep in zip(table["concept"].to_pylist(), kept, strict=True) if keep]
-    return Semantics(names, matrix(table, "text_feature")[kept], mined.params["tau"], read_fitted(like, path))
+    names, texts, tau = read_kept_concepts(like, path)
+    return Semantics(names, texts, tau, read_fitted(like, path))
 
 
 def category_groups(dataset: str, class_names: list[str]) -> np.ndarray | None:

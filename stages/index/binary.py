@@ -153,11 +153,15 @@ def all_codes(index: faiss.IndexBinary) -> np.ndarray:
     return view.reshape(index.ntotal, index.code_size)
 
 
-def code_at(index: faiss.IndexBinary, row: int) -> np.ndarray:
-    """One code uint8 (bits / 8,)."""
+def codes_at(index: faiss.IndexBinary, rows: np.ndarray) -> np.ndarray:
+    """The codes of some rows, uint8 (k, bits / 8); of an IVF, all groups are looked through for them."""
     if not isinstance(index, faiss.IndexBinaryIVF):
-        return all_codes(index)[row].copy()
-    return next(part[rows == row][0].copy() for rows, part in _lists(index) if (rows == row).any())
+        return all_codes(index)[rows]
+    codes, order = np.empty((len(rows), index.code_size), np.uint8), np.argsort(rows)
+    for found, part in _lists(index):
+        here = np.flatnonzero(np.isin(found, rows))
+        codes[order[np.searchsorted(rows, found[here], sorter=order)]] = part[here]
+    return codes
 
 
 def _lists(index: faiss.IndexBinaryIVF) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -9,6 +9,7 @@ G is the generation that wrote a file. A change writes new files, then replaces 
 no longer names: whoever reads meanwhile has the old index or the new one.
 """
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -196,6 +197,7 @@ class Part:
         metadata = self._file.metadata
         self._ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
         self._order = np.argsort(self.ids, kind="stable")
+        self._turn = threading.Lock()  # Arrow says nothing of several threads at one file
 
     def read(self, column: str, ids: np.ndarray) -> Mapping[int, Any]:
         """The values of a column, of those of `ids` that are here, by id."""
@@ -208,7 +210,8 @@ class Part:
         for group in np.unique(groups):
             start = self._ends[group - 1] if group else 0
             try:
-                values = self._file.read_row_group(int(group), columns=[column])[column]
+                with self._turn:
+                    values = self._file.read_row_group(int(group), columns=[column])[column]
             except (pa.ArrowException, OSError) as error:
                 raise damaged(self.path, error) from None
             here = rows[groups == group]

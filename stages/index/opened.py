@@ -102,8 +102,12 @@ class BinaryIndex:
 
     def code_of(self, image: int) -> np.ndarray | None:
         """The packed code of an image by id; None where there is no such image."""
-        row = int(self.rows_of(np.array([image]))[0])
-        return None if row < 0 else binary.code_at(self._index, row)
+        row = self.rows_of(np.array([image]))
+        return None if row[0] < 0 else binary.codes_at(self._index, row)[0]
+
+    def codes_at(self, rows: np.ndarray) -> np.ndarray:
+        """The packed codes of some rows, each given once, uint8 (k, bits / 8)."""
+        return binary.codes_at(self._index, rows)
 
     def codes(self) -> np.ndarray:
         """All codes in the order of `ids`, uint8 (n, bits / 8)."""

@@ -17,6 +17,7 @@ class Hits:
         scores: cosines of the float features with the query's by which the hits are ordered, float32 (k,), NaN for an
             image without features; None where they are ordered by distance.
         names: the file name that each image came with; labels: of each image, where it has some.
+        feature: of the query, float32 (d,) of unit length; None where the search had no need of it.
     """
 
     query: str
@@ -26,6 +27,7 @@ class Hits:
     scores: np.ndarray | None
     names: list[str | None]
     labels: list[list[str]]
+    feature: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,5 +1,6 @@
 """``Searcher``: the index of a project, and what turns images and texts into queries."""
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +21,20 @@ from stages.index.opened import BinaryIndex
 from stages.publish import published
 from stages.search.hits import Hits
 from stages.search.text import Texts, text_code
+from stages.search.together import Together
+from stages.workers import cores
 
 if TYPE_CHECKING:  # PyTorch, which a search by id needs not
-    from stages.encoder import Encoder
+    from stages.encoder import Encoder, Prepared
 
 #: What a query image may be: a file, its content, or a decoded image.
 Picture = str | Path | bytes | Image.Image
 
 #: Hits by Hamming distance that are re-ranked: this many for each that is wanted, and at least so many.
 CANDIDATES_PER_HIT, CANDIDATES = 10, 500
+
+#: Queries of several threads that are encoded at a time: more gain nothing on a CPU, and all would wait for the last.
+TOGETHER = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +51,8 @@ class Searcher:
 
     Every query takes ``top``, the number of hits; ``radius``, the Hamming distance in bits that they may have at most;
     and ``rerank``: the nearest candidates by Hamming distance are ordered by the cosine of their float features with
-    the query's, from ``data/features.h5``. Models are loaded by the first query that needs them.
+    the query's, from ``data/features.h5``; a number says how many of them. Models are loaded by the first query that
+    needs them. What several threads ask for at once is encoded together.
 
     Attributes:
         index: the :class:`stages.index.opened.BinaryIndex`, which also adds and removes images.
@@ -55,6 +62,10 @@ class Searcher:
         self.index, self._project, self._model, self._device = index, project, model, device
         self._path = project / INDEX
         self._loading = threading.RLock()
+        # More at a time would not be faster, but a photograph that is decoded takes a hundred times its file's memory.
+        self._decoding = threading.BoundedSemaphore(cores())
+        self._encoded_together = Together(self._encode, TOGETHER)
+        self._texts_together = Together(self._text_features, TOGETHER)
 
     @classmethod
     def open(cls, project: str | Path = ".", model: str | Path | None = None, device: str = "cpu") -> "Searcher":
@@ -74,7 +85,7 @@ class Searcher:
     # ---- queries
 
     def by_image(
-        self, image: Picture, *, top: int = 20, radius: int | None = None, rerank: bool = False
+        self, image: Picture, *, top: int = 20, radius: int | None = None, rerank: bool | int = False
     ) -> Hits:
         """The images nearest to one from outside: a path, the bytes of a file, or a PIL image.
 
@@ -84,7 +95,7 @@ class Searcher:
         return self.by_images([image], top=top, radius=radius, rerank=rerank)
 
     def by_images(
-        self, images: Sequence[Picture], *, top: int = 20, radius: int | None = None, rerank: bool = False
+        self, images: Sequence[Picture], *, top: int = 20, radius: int | None = None, rerank: bool | int = False
     ) -> Hits:
         """The images nearest to what several have in common: the mean of their relaxed codes, and of their features.
 
@@ -93,13 +104,16 @@ class Searcher:
         """
         if not images:
             raise InputError("search: no image is given")
-        decoded = [_decoded(image) for image in images]
-        features, relaxed = self.encoder.images(decoded)
+        prepared = []
+        for image in images:
+            with self._decoding:
+                prepared.append(self.encoder.prepare(_decoded(image)))
+        features, relaxed = self._encoded_together(prepared)
         names = [str(image) if isinstance(image, str | Path) else "an image" for image in images]
         feature = None if features is None else _unit(features.mean(axis=0))
         return self._search(Query(", ".join(names), pack(relaxed.mean(axis=0)[None])[0], feature), top, radius, rerank)
 
-    def by_id(self, image: int, *, top: int = 20, radius: int | None = None, rerank: bool = False) -> Hits:
+    def by_id(self, image: int, *, top: int = 20, radius: int | None = None, rerank: bool | int = False) -> Hits:
         """The images nearest to one of the index, or to a query of the data set, without itself.
 
         Raises:
@@ -108,19 +122,20 @@ class Searcher:
         code = self.index.code_of(image)
         if code is None:
             code = self._query_code(image)
-        feature = self._features_of(np.array([image]))[0] if rerank else None
+        feature = self.features_of(np.array([image]))[0] if rerank else None
         if feature is not None and np.isnan(feature).any():
             raise InputError(f"--id {image}: has no features in {self._project / FEATURES}; search without --rerank")
         return self._search(Query(f"image {image}", code, feature), top, radius, rerank, without=image)
 
-    def by_text(self, text: str, *, top: int = 20, radius: int | None = None, rerank: bool = False) -> Hits:
+    def by_text(self, text: str, *, top: int = 20, radius: int | None = None, rerank: bool | int = False) -> Hits:
         """The images that a text describes; with `rerank` those with the likest features, which is far more exact.
 
         Raises:
             InputError: the text is empty, or there is nothing that encodes it.
         """
-        with self._loading:
-            feature = self._texts.feature(text)
+        feature = self._texts_together(text)
+        if isinstance(feature, InputError):
+            raise feature
         images, relaxed = self._examples
         code = pack(text_code(feature, images, relaxed)[None])[0]
         return self._search(Query(f'"{text}"', code, feature), top, radius, rerank)
@@ -133,13 +148,14 @@ class Searcher:
     # ---- the search itself
 
     def _search(
-        self, query: Query, top: int, radius: int | None, rerank: bool, without: int | None = None
+        self, query: Query, top: int, radius: int | None, rerank: bool | int, without: int | None = None
     ) -> Hits:  # fmt: skip
         if top < 1:
             raise InputError(f"search: top is {top}; ask for at least 1 image")
         if radius is not None and not 0 <= radius <= self.index.bits:
             raise InputError(f"search: radius is {radius}; the codes have {self.index.bits} bits")
-        wanted = max(CANDIDATES, CANDIDATES_PER_HIT * top) if rerank else top
+        candidates = max(CANDIDATES, CANDIDATES_PER_HIT * top) if rerank is True else int(rerank)
+        wanted = max(candidates, top)
         rows, distances = self._candidates(query.code, wanted + (without is not None), radius)
         if without is not None:
             kept = self.index.ids[rows] != without
@@ -149,11 +165,11 @@ class Searcher:
         if rerank:
             if query.feature is None:
                 raise InputError("search: re-ranking needs features, and clip.model is null; search without it")
-            scores = self._features_of(self.index.ids[rows]) @ query.feature
+            scores = self.features_of(self.index.ids[rows]) @ query.feature
             order = np.argsort(np.where(np.isnan(scores), np.inf, -scores), kind="stable")[:top]
             rows, distances, scores = rows[order], distances[order], scores[order]
         names, labels = self.index.names(rows), self.index.labels(rows)
-        return Hits(query.name, query.code, self.index.ids[rows], distances, scores, names, labels)
+        return Hits(query.name, query.code, self.index.ids[rows], distances, scores, names, labels, query.feature)
 
     def _candidates(self, code: np.ndarray, count: int, radius: int | None) -> tuple[np.ndarray, np.ndarray]:
         if radius is None:
@@ -161,8 +177,12 @@ class Searcher:
         rows, distances = self.index.within(code, radius)
         return rows[:count], distances[:count]
 
-    def _features_of(self, ids: np.ndarray) -> np.ndarray:
-        """Features float32 (n, d) of images; rows of NaN for those that have none."""
+    def features_of(self, ids: np.ndarray) -> np.ndarray:
+        """Features float32 (n, d) of images by id, of unit length; rows of NaN for those that have none.
+
+        Raises:
+            InputError: ``data/features.h5`` is missing, damaged, or of another data set.
+        """
         features = self._features
         found = np.full((len(ids), features.dim), np.nan, np.float32)
         added = self.index.added_features(ids)
@@ -173,6 +193,25 @@ class Searcher:
         places = places[np.argsort(ids[places])]
         found[places] = features.images(ids[places])
         return found
+
+    # ---- what threads do together
+
+    def _encode(
+        self, queries: Sequence[Sequence["Prepared"]]
+    ) -> list[tuple[np.ndarray | None, np.ndarray]]:  # fmt: skip
+        """Features and relaxed codes of the prepared images of each query, as of :meth:`stages.encoder.Encoder.encode`.
+        """
+        from stages.encoder import stacked
+
+        features, relaxed = self.encoder.encode(*stacked([image for images in queries for image in images]))
+        stops = np.cumsum([len(images) for images in queries]).tolist()
+        parts = [slice(start, stop) for start, stop in itertools.pairwise([0, *stops])]
+        return [(None if features is None else features[part], relaxed[part]) for part in parts]
+
+    def _text_features(self, texts: Sequence[str]) -> list["np.ndarray | InputError"]:
+        """The feature of each text, or what is wrong with it."""
+        with self._loading:
+            return self._texts.features(texts)
 
     # ---- what is loaded once
 

@@ -5,13 +5,15 @@ images that the text describes is asked instead: of the training images, those m
 their relaxed codes averaged. :file:`docs/search.md` says how well that finds things.
 """
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from stages.artifacts import CLIP, CONCEPTS, Provenance
-from stages.clip import load_clip_of
+from stages.clip import ClipModel, load_clip_of
 from stages.errors import InputError
 from stages.tables import matrix, read_table
 
@@ -45,20 +47,30 @@ class Texts:
         made_from.require_same(like, project / CONCEPTS, like_path)
         features = matrix(table, "text_feature")
         self._concepts = dict(zip((name.casefold() for name in table["concept"].to_pylist()), features, strict=True))
-        self._clip = None
 
-    def feature(self, text: str) -> np.ndarray:
-        """The feature of a text, float32 (d,) of unit length: that which was mined with, where it is a concept.
+    def features(self, texts: Sequence[str]) -> list[np.ndarray | InputError]:
+        """The feature of each text, float32 (d,) of unit length: that which was mined with, where it is a concept.
 
-        Raises:
-            InputError: the text is empty, or there is no model that encodes it.
+        An :class:`InputError` in place of it says that the text is empty, or that there is no model that encodes it.
         """
-        words = " ".join(text.split())
-        if not words:
-            raise InputError("search: the text is empty; describe what the images should show")
-        if words.casefold() in self._concepts:
-            return self._concepts[words.casefold()]
-        if self._clip is None:
-            self._clip = load_clip_of(self.like, self.like_path, self.project / CLIP, self.device)
-        prompt = words if words.casefold().startswith("a photo") else PROMPT.format(text=words)
-        return self._clip.encode_texts([prompt]).numpy()[0]
+        found: list[np.ndarray | InputError | None] = []
+        unknown: dict[int, str] = {}
+        for place, text in enumerate(texts):
+            words = " ".join(text.split())
+            if not words:
+                found.append(InputError("search: the text is empty; describe what the images should show"))
+                continue
+            found.append(self._concepts.get(words.casefold()))
+            if found[-1] is None:
+                unknown[place] = words if words.casefold().startswith("a photo") else PROMPT.format(text=words)
+        try:
+            rows = self._model.encode_texts(list(unknown.values())).numpy() if unknown else ()
+        except InputError as error:
+            rows = [error] * len(unknown)
+        for place, row in zip(unknown, rows, strict=True):
+            found[place] = row
+        return found
+
+    @cached_property
+    def _model(self) -> ClipModel:
+        return load_clip_of(self.like, self.like_path, self.project / CLIP, self.device)

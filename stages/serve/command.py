@@ -1,0 +1,76 @@
+"""``python -m stages serve``: the page, until it is interrupted."""
+
+import os
+import socket
+import tempfile
+from importlib.util import find_spec
+
+from pydantic import ValidationError
+
+from stages.errors import InputError
+from stages.search import Searcher
+from stages.serve.config import Page
+
+#: Connections at a time; those of a browser are up to six.
+CONNECTIONS = 1024
+
+
+def serve(host: str, port: int, model: str | None) -> None:
+    """Serve the page of ``data/index`` of the current directory.
+
+    Args:
+        host, port: as of :class:`Page`.
+        model: a published network, see :meth:`Searcher.open`.
+
+    Raises:
+        InputError: Gradio is not installed, the index cannot be searched, or the address cannot be had.
+    """
+    if find_spec("gradio") is None:
+        raise InputError("serve: needs Gradio, which is not installed; run: pip install -e '.[page]'")
+    try:
+        page = Page(host=host, port=port)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise InputError(f"serve: --{problem['loc'][0]} {problem['input']}: {problem['msg'].lower()}") from None
+    searcher = Searcher.open(model=model)
+    with tempfile.TemporaryDirectory(prefix="conceptbits-page-") as directory, _bound(page) as listening:
+        # Nothing is uploaded to Gradio; should it have something to write, it is here, and gone afterwards.
+        os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+        _serve(page, searcher, listening)
+
+
+def _serve(page: Page, searcher: Searcher, listening: socket.socket) -> None:
+    import uvicorn
+
+    from stages.serve.answers import Answers
+    from stages.serve.app import make_app
+
+    answers = Answers(searcher)
+    answers.warm_up()
+    name, port = listening.getsockname()[:2]
+    hosts = ["127.0.0.1", "localhost", "[::1]", page.host] if page.is_loopback else None
+    app = make_app(answers, hosts)
+    shown = f"[{name}]" if ":" in name else name
+    print(f"http://{shown}:{port} shows {answers.title}; Ctrl-C ends it", flush=True)
+    if not page.is_loopback:
+        print("whoever can reach this address can search here: there is no login", flush=True)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=30,
+        server_header=False, ws="none", timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    try:
+        uvicorn.Server(config).run([listening])
+    except KeyboardInterrupt:  # how it is ended
+        return
+
+
+def _bound(page: Page) -> socket.socket:
+    """A socket that listens where the page is to be."""
+    try:
+        family, *_, address = socket.getaddrinfo(page.host, page.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"serve: cannot listen at {page.host}:{page.port} ({reason}); give another --host or --port"
+        ) from None
