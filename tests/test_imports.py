@@ -24,6 +24,7 @@ NEED_TORCH = {
 NEED_FAISS = {
     "stages.index.binary", "stages.index.export", "stages.index.files", "stages.index.opened", "stages.index.stage",
     "stages.search.command", "stages.search.searcher",
+    "stages.serve.answers", "stages.serve.app", "stages.serve.command", "stages.serve.points",
 }  # fmt: skip
 PROGRAM = """
 import importlib, sys

@@ -201,8 +201,8 @@ def test_a_concept_needs_no_text_tower(project, searcher):
     table, _, _ = read_table(CONCEPTS, {"concept": pa.string(), "text_feature": None})
     fresh = Searcher.open(project)
     row = table["concept"].to_pylist().index("boat")
-    np.testing.assert_array_equal(fresh._texts.feature(" Boat"), matrix(table, "text_feature")[row])
-    assert fresh._texts._clip is None
+    np.testing.assert_array_equal(fresh._texts.features([" Boat"])[0], matrix(table, "text_feature")[row])
+    assert "_model" not in vars(fresh._texts)
 
 
 def test_text_code_is_the_mean_of_the_likest():
