@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # As many processes as cores run tests; threads of their own would only be in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,7 +15,10 @@ import pytest
 from disturbed import Disturbed, make_undisturbed
 from faults import OUTCOMES
 from filelock import FileLock
-from stage_runner import StageRunner, pipeline, prepare
+from stage_runner import ROOT, StageRunner, copy, pipeline, prepare
+
+if TYPE_CHECKING:  # faiss, which few tests need
+    from page_server import PageServer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -148,3 +152,32 @@ def outcome(
 
     yield note
     assert len(told) == 1, f"{fault} was lost: {told}"
+
+
+@pytest.fixture(scope="session")
+def pictures(tiny_run: Path) -> list[bytes]:
+    """The encoded images of the tiny run, by id."""
+    from stages.images import ImageShards, read_row_group
+
+    return [data for group in ImageShards(tiny_run / "data/images").row_groups() for *_, data in read_row_group(*group)]
+
+
+@pytest.fixture(scope="session")
+def served_project(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny run for the page, with a map whose points are where a test expects them."""
+    from page_server import write_plain_map
+
+    project = tmp_path_factory.mktemp("page") / "project"
+    copy(["data", "models", "params.yaml"], tiny_run, project)
+    (project / "stages").symlink_to(ROOT / "stages")
+    write_plain_map(project)
+    return project
+
+
+@pytest.fixture(scope="session")
+def page(served_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["PageServer"]:
+    """The page of it, served by a process of its own."""
+    from page_server import serve_page
+
+    with serve_page(served_project, tmp_path_factory.mktemp("served") / "temporary") as server:
+        yield server

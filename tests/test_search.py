@@ -43,7 +43,7 @@ from stages.encoder import Encoder
 from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import load_hashnet, relaxed_codes
-from stages.images import ImageShards, read_dataset, read_row_group, thumbnail
+from stages.images import ImageShards, read_dataset, thumbnail
 from stages.publish import publish
 from stages.search import Searcher
 from stages.search.command import show, told
@@ -52,12 +52,6 @@ from stages.search.text import EXAMPLES, text_code
 from stages.tables import matrix, read_table
 
 ARTIFACTS = ["data", "models", "params.yaml"]
-
-
-@pytest.fixture(scope="session")
-def pictures(tiny_run: Path) -> list[bytes]:
-    """The encoded images of the tiny run, by id."""
-    return [data for group in ImageShards(tiny_run / "data/images").row_groups() for *_, data in read_row_group(*group)]
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -20,13 +19,12 @@ from urllib.parse import quote
 import numpy as np
 import psutil
 import pytest
-from page_server import PATIENCE, PageServer, distances_of, ids_of, serve_page, write_plain_map
+from page_server import PATIENCE, distances_of, ids_of, serve_page
 from PIL import Image
-from stage_runner import copy
+from stage_runner import ROOT, copy
 
 from stages.artifacts import MAP, Provenance
 from stages.errors import InputError
-from stages.images import ImageShards, read_row_group
 from stages.index.opened import BinaryIndex
 from stages.map.artifact import ImageMap, write_map
 from stages.search import Searcher
@@ -39,28 +37,6 @@ from stages.serve.guard import Guard
 from stages.serve.points import GRID, POINTS, points, read_points
 
 EVIL = "<script>alert(1)</script>\"' onerror=alert(1) &amp; <img src=x>"
-
-
-@pytest.fixture(scope="session")
-def served_project(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tiny run, with a map."""
-    project = tmp_path_factory.mktemp("page") / "project"
-    copy(["data", "models", "params.yaml"], tiny_run, project)
-    (project / MAP).unlink(missing_ok=True)
-    write_plain_map(project)
-    return project
-
-
-@pytest.fixture(scope="session")
-def page(served_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
-    with serve_page(served_project, tmp_path_factory.mktemp("served") / "temporary") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def photos(tiny_run: Path) -> list[bytes]:
-    """The encoded images of the tiny run, by id."""
-    return [data for group in ImageShards(tiny_run / "data/images").row_groups() for *_, data in read_row_group(*group)]
 
 
 @pytest.fixture(scope="session")
@@ -243,8 +219,8 @@ def test_what_fails_together_fails_for_each():
     assert Together(lambda items: items, 4)(7) == 7
 
 
-def test_searches_at_once_find_what_each_finds_alone(searcher, photos):
-    queries = photos[: TOGETHER + 20]
+def test_searches_at_once_find_what_each_finds_alone(searcher, pictures):
+    queries = pictures[: TOGETHER + 20]
     with ThreadPoolExecutor(len(queries)) as threads:
         found = list(threads.map(lambda data: searcher.by_image(data, top=5), queries))
         words = list(threads.map(lambda text: searcher.by_text(text, top=5), ["a dog and a boat", "two suns"] * 8))
@@ -258,22 +234,22 @@ def test_searches_at_once_find_what_each_finds_alone(searcher, photos):
         np.testing.assert_array_equal(hits.ids, expected[place % 2])
 
 
-def test_so_many_candidates_are_reranked(searcher, photos):
-    wide, exact = searcher.by_image(photos[0], top=40), searcher.by_image(photos[0], top=5, rerank=40)
+def test_so_many_candidates_are_reranked(searcher, pictures):
+    wide, exact = searcher.by_image(pictures[0], top=40), searcher.by_image(pictures[0], top=5, rerank=40)
     scores = searcher.features_of(wide.ids) @ wide.feature
     np.testing.assert_array_equal(exact.ids, wide.ids[np.argsort(-scores, kind="stable")[:5]])
     np.testing.assert_allclose(exact.scores, np.sort(scores)[::-1][:5], atol=1e-6)
-    few = searcher.by_image(photos[0], top=8, rerank=2)  # not fewer candidates than hits
+    few = searcher.by_image(pictures[0], top=8, rerank=2)  # not fewer candidates than hits
     assert set(few.ids) == set(wide.ids[:8])
 
 
 # ---- answers
 
 
-def test_answers_are_those_of_the_searcher(page, searcher, photos):
+def test_answers_are_those_of_the_searcher(page, searcher, pictures):
     image = int(searcher.index.ids[7])
     for query, hits in (
-        (photos[0], searcher.by_image(photos[0], top=12)),
+        (pictures[0], searcher.by_image(pictures[0], top=12)),
         ("a dog and a boat", searcher.by_text("a dog and a boat", top=12)),
         (image, searcher.by_id(image, top=12)),
     ):
@@ -327,10 +303,10 @@ def test_the_beginning_and_the_map(page, searcher):
     assert status == 200 and json.loads(content)["ids"] == sorted(searcher.index.ids.tolist())
 
 
-def test_many_at_once_are_all_answered(page, photos):
-    expected = [page.search(data, top=3)[1] for data in photos[:8]]
+def test_many_at_once_are_all_answered(page, pictures):
+    expected = [page.search(data, top=3)[1] for data in pictures[:8]]
     with ThreadPoolExecutor(50) as threads:
-        found = list(threads.map(lambda i: page.search(photos[i % 8], top=3), range(200)))
+        found = list(threads.map(lambda i: page.search(pictures[i % 8], top=3), range(200)))
     assert {status for status, _ in found} == {200}
     same = np.mean([ids_of(html) == ids_of(expected[i % 8]) for i, (_, html) in enumerate(found)])
     assert same > 0.8  # see test_searches_at_once_find_what_each_finds_alone
@@ -339,11 +315,11 @@ def test_many_at_once_are_all_answered(page, photos):
 # ---- what is refused
 
 
-def test_what_is_no_image_is_one_line_and_harms_nothing(page, photos):
+def test_what_is_no_image_is_one_line_and_harms_nothing(page, pictures):
     for data, status, words in (
         (b"", 400, "the file is empty"),
         (b"no image at all", 422, "no image of a known kind"),
-        (photos[0][: len(photos[0]) // 2], 422, "cannot be decoded"),
+        (pictures[0][: len(pictures[0]) // 2], 422, "cannot be decoded"),
         (png(10_000, 10_000), 422, "10000x10000 pixels, more than 50,000,000"),
         (png(7_000, 7_000), 422, "a decompression bomb"),
         (b"\x89PNG\r\n\x1a\n" + bytes(1000), 422, ""),
@@ -353,7 +329,7 @@ def test_what_is_no_image_is_one_line_and_harms_nothing(page, photos):
         found, html = page.search(data)
         assert (found, words in html, html.count("<p ")) == (status, True, 1), html
         assert 'class="cb-failure"' in html and "/" not in html.replace("</p>", "")
-    assert page.search(photos[0])[0] == 200
+    assert page.search(pictures[0])[0] == 200
 
 
 def test_uploads_are_bounded_before_they_are_read(page):
@@ -416,11 +392,12 @@ def file_addresses(path: Path) -> list[str]:
     return sorted({*plain, *quoted, *slashes})
 
 
-def test_no_file_can_be_had_by_its_path(page, photos):
+def test_no_file_can_be_had_by_its_path(page, pictures):
     """Neither of the project, nor of the host, nor what others have uploaded, wherever that might be kept."""
-    assert page.search(photos[1])[0] == 200
-    secret = page.temporary / "upload.png"
-    secret.write_bytes(photos[1])
+    assert page.search(pictures[1])[0] == 200
+    (cache,) = page.temporary.glob("conceptbits-page-*")  # from where Gradio by itself gives files out
+    secret = cache / "upload.png"
+    secret.write_bytes(pictures[1])
     try:
         for path in (page.project / "params.yaml", page.project / "data/dataset.json", Path("/etc/passwd"), secret):
             content = path.read_bytes()
@@ -435,7 +412,7 @@ def test_no_file_can_be_had_by_its_path(page, photos):
         secret.unlink()
 
 
-def test_an_upload_is_written_nowhere(page, photos):
+def test_an_upload_is_written_nowhere(page, pictures):
     def files(directory: Path) -> dict[str, int]:
         return {str(path): path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
 
@@ -443,7 +420,7 @@ def test_an_upload_is_written_nowhere(page, photos):
     buffer = io.BytesIO()
     Image.effect_noise((1500, 1500), 80).save(buffer, "PNG")  # two megabytes, more than is ever kept in a buffer
     assert page.search(buffer.getvalue())[0] == 200
-    assert page.search(photos[2])[0] == 200
+    assert page.search(pictures[2])[0] == 200
     assert files(page.temporary) == {}
     assert {path: time for path, time in files(page.project).items() if ".lock" not in path} == before
     process = psutil.Process(page.process.pid)
@@ -514,6 +491,7 @@ def test_without_gradio_the_command_says_what_to_install(served_project, tmp_pat
 
 
 def test_no_index_and_no_address_are_one_line(served_project, tmp_path, monkeypatch):
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
     code, error = ended(tmp_path)
     assert code == 2 and error == "error: data/index/index.json: not found; rebuild it with `dvc repro index`"
     monkeypatch.chdir(served_project)

@@ -33,13 +33,14 @@ def serve(host: str, port: int, model: str | None) -> None:
         problem = error.errors(include_url=False)[0]
         raise InputError(f"serve: --{problem['loc'][0]} {problem['input']}: {problem['msg'].lower()}") from None
     searcher = Searcher.open(model=model)
-    with tempfile.TemporaryDirectory(prefix="conceptbits-page-") as directory, _bound(page) as listening:
+    with tempfile.TemporaryDirectory(prefix="conceptbits-page-") as directory, bound(page) as listening:
         # Nothing is uploaded to Gradio; should it have something to write, it is here, and gone afterwards.
         os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-        _serve(page, searcher, listening)
+        run(page, searcher, listening)
 
 
-def _serve(page: Page, searcher: Searcher, listening: socket.socket) -> None:
+def run(page: Page, searcher: Searcher, listening: socket.socket) -> None:
+    """Serve the page of a searcher, at a socket that listens, until it is interrupted."""
     import uvicorn
 
     from stages.serve.answers import Answers
@@ -64,13 +65,26 @@ def _serve(page: Page, searcher: Searcher, listening: socket.socket) -> None:
         return
 
 
-def _bound(page: Page) -> socket.socket:
-    """A socket that listens where the page is to be."""
+def bound(page: Page) -> socket.socket:
+    """A socket that listens where the page is to be.
+
+    Raises:
+        InputError: the address cannot be had.
+    """
     try:
         family, *_, address = socket.getaddrinfo(page.host, page.port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
-    except (OSError, OverflowError, UnicodeError) as error:
+        # Named as TCP, or asyncio would not have small packets sent at once, and an answer would wait for 40 ms.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(CONNECTIONS)
+        except OSError:
+            listening.close()
+            raise
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
             f"serve: cannot listen at {page.host}:{page.port} ({reason}); give another --host or --port"
         ) from None
+    return listening

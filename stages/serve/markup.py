@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
+from itertools import compress
 
 import numpy as np
 
@@ -43,24 +45,31 @@ def strip(bits: np.ndarray, other: np.ndarray | None = None) -> str:
     Returns:
         An SVG image whose description has the bits in words.
     """
+    cells, marks = _cells(len(bits))
     differs = np.zeros(len(bits), bool) if other is None else bits != other
     # The cells of a kind are one path: an element for each would make a page of a hundred hits a slow one.
-    cells = {"cb-0": "", "cb-1": "", "cb-d0": "", "cb-d1": "", "cb-mark": ""}
-    for place, (bit, differing) in enumerate(zip(bits.tolist(), differs.tolist(), strict=True)):
-        row, x = divmod(place, ROW)
-        y = row * LINE
-        cells[f"cb-{'d' if differing else ''}{bit}"] += f"M{x} {y:g}h.84v{CELL}h-.84z"
-        if differing:
-            cells["cb-mark"] += f"M{x} {y + CELL + 0.5:.4g}h.84v{MARK}h-.84z"
-    rows = -(-len(bits) // ROW)
-    size = f"0 0 {min(ROW, len(bits)):g} {rows * LINE - 0.6:g}"
-    paths = "".join(f'<path class="{kind}" d="{path}"/>' for kind, path in cells.items() if path)
-    return f'<svg class="cb-strip" viewBox="{size}" role="img" aria-label="{in_words(bits, other)}">{paths}</svg>'
+    kinds = {"cb-0": ~differs & (bits == 0), "cb-1": ~differs & (bits == 1), "cb-d0": differs & (bits == 0),
+             "cb-d1": differs & (bits == 1)}  # fmt: skip
+    paths = [(kind, "".join(compress(cells, chosen.tolist()))) for kind, chosen in kinds.items()]
+    paths.append(("cb-mark", "".join(compress(marks, differs.tolist()))))
+    drawn = "".join(f'<path class="{kind}" d="{path}"/>' for kind, path in paths if path)
+    size = f"0 0 {min(ROW, len(bits))} {-(-len(bits) // ROW) * LINE - 0.6:g}"
+    return f'<svg class="cb-strip" viewBox="{size}" role="img" aria-label="{in_words(bits, other)}">{drawn}</svg>'
+
+
+@lru_cache(8)
+def _cells(bits: int) -> tuple[list[str], list[str]]:
+    """The cells of a code of that length, and the marks below them, as pieces of SVG paths."""
+    corners = [(place % ROW, place // ROW * LINE) for place in range(bits)]
+    return (
+        [f"M{x} {y:g}h.84v{CELL}h-.84z" for x, y in corners],
+        [f"M{x} {y + CELL + 0.5:.4g}h.84v{MARK}h-.84z" for x, y in corners],
+    )
 
 
 def in_words(bits: np.ndarray, other: np.ndarray | None = None) -> str:
     """A code in groups of eight, and which bits (from 0) differ from the `other` one."""
-    text = "".join(map(str, bits.tolist()))
+    text = (bits + ord("0")).astype(np.uint8).tobytes().decode()
     words = "code " + " ".join(text[start : start + 8] for start in range(0, len(text), 8))
     if other is not None:
         places = np.flatnonzero(bits != other).tolist()
