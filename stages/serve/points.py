@@ -31,17 +31,18 @@ def read_points(index: BinaryIndex) -> dict[str, Any]:
     except InputError as error:
         return {"problem": str(error)}
     kept = index.rows_of(found.id) >= 0  # images may have been removed since
-    return points(replace(found, **{name: getattr(found, name)[kept] for name in ("id", "x", "y", "coarse")}), _words())
+    found = replace(found, **{name: getattr(found, name)[kept] for name in ("id", "x", "y", "coarse")})
+    return points(found, _words(), len(index))
 
 
-def points(found: ImageMap, words: Mapping[int, Sequence[str]]) -> dict[str, Any]:
+def points(found: ImageMap, words: Mapping[int, Sequence[str]], total: int) -> dict[str, Any]:
     """A map as JSON has it: ids, places x and y on the grid (y downwards), components, names of these, and the total.
 
     Args:
         words: concepts of the coarse components, where they are known.
+        total: images of the index.
     """
-    total = len(found.id)
-    chosen = np.sort(np.random.default_rng(0).permutation(total)[:POINTS])
+    chosen = np.sort(np.random.default_rng(0).permutation(len(found.id))[:POINTS])
     places = np.stack([found.x, -found.y], axis=1)[chosen].astype(np.float64)
     if len(places):
         places -= places.min(axis=0)
