@@ -369,8 +369,10 @@ def test_another_page_gets_nothing(page):
     for host in ("evil.example", f"evil.example:{page.port}", "127.0.0.1.evil.example", "", "localhost@evil.example"):
         assert page.ask("GET", "/map", headers={"Host": host})[0] in (400, 403)
     for site in ("cross-site", "same-site"):
-        status, headers, _ = page.ask("POST", "/search", b"{}", {"Sec-Fetch-Site": site})
-        assert status == 403
+        for path in ("/", "/map", "/thumbnail/5"):
+            assert page.ask("GET", path, None, {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": "iframe"})[0] == 403
+        assert page.ask("POST", "/search", b"{}", {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": "document"})[0] == 403
+        assert page.ask("GET", "/", None, {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": "document"})[0] == 200  # a link
     for path in ("/", "/map", "/search", "/gradio_api/info"):
         _, headers, _ = page.ask("GET", path, headers={"Origin": "http://evil.example"})
         assert not [name for name in headers if name.startswith("access-control")]
@@ -429,6 +431,7 @@ def test_an_upload_is_written_nowhere(page, pictures):
     assert process.io_counters().write_bytes < 2**20  # of its whole life
 
 
+@pytest.mark.slow
 def test_routes_of_gradio_are_closed():
     """All of them but the program for the browser; should a new version have new ones, those as well."""
     from fastapi import FastAPI

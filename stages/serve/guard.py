@@ -73,7 +73,8 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self._hosts is not None and _name(headers.get(b"host", b"").decode("latin-1")) not in self._hosts:
             return 403, b"this page is not known by that name"
-        if headers.get(b"sec-fetch-site", b"same-origin") not in (b"same-origin", b"none"):
+        foreign = headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none")
+        if foreign and not (scope["path"] == "/" and headers.get(b"sec-fetch-dest") == b"document"):  # a link to here
             return 403, b"asked for by another page"
         # Both forms of the path: what is escaped in one must not be something else in the other.
         raw = scope.get("raw_path", scope["path"].encode())
