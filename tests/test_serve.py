@@ -1,5 +1,6 @@
 """The search page without a browser: its HTML, its answers, what it refuses, and that no file can be had through it."""
 
+import asyncio
 import io
 import json
 import os
@@ -33,7 +34,7 @@ from stages.search.together import Together
 from stages.serve import command, markup
 from stages.serve.answers import Answers
 from stages.serve.config import MAX_TEXT, MAX_UPLOAD
-from stages.serve.guard import Guard
+from stages.serve.guard import Budget, Guard
 from stages.serve.points import GRID, POINTS, points, read_points
 
 EVIL = "<script>alert(1)</script>\"' onerror=alert(1) &amp; <img src=x>"
@@ -217,6 +218,30 @@ def test_what_fails_together_fails_for_each():
             with pytest.raises(InputError, match="no model"):
                 future.result(PATIENCE)
     assert Together(lambda items: items, 4)(7) == 7
+
+
+def test_a_budget_lets_others_wait():
+    async def story() -> list[str]:
+        budget, told, enough = Budget(10), [], asyncio.Event()
+
+        async def holder(name: str, size: int, until: asyncio.Event | None = None) -> None:
+            async with budget.hold(size):
+                told.append(name)
+                if until is not None:
+                    await until.wait()
+
+        first = asyncio.create_task(holder("first", 6, enough))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(holder("too much", 5)), asyncio.create_task(holder("little", 4))]
+        while len(told) < 2:
+            await asyncio.sleep(0)
+        assert told == ["first", "little"]
+        enough.set()
+        await asyncio.gather(first, *others)
+        async with asyncio.timeout(PATIENCE), budget.hold(10):  # all has been given back
+            return told
+
+    assert asyncio.run(story()) == ["first", "little", "too much"]
 
 
 def test_searches_at_once_find_what_each_finds_alone(searcher, pictures):
