@@ -36,9 +36,9 @@ from stages.serve.config import Page
 
 USERS = 50
 #: Mean pause in seconds between an answer and the next question, and how long that is measured.
-LOADS = {0.0: 15.0, 2.0: 20.0, 5.0: 25.0}
-#: Images that are uploaded, and repetitions of what the encoder does alone.
-IMAGES, REPEATS = 200, 20
+LOADS = {0.0: 10.0, 2.0: 15.0, 5.0: 20.0}
+#: Images that are uploaded, and those that the encoder encodes alone between two loads.
+IMAGES, ROUND = 200, 10
 #: Seconds after which an answer counts as an error.
 PATIENCE = 60.0
 ENCODERS = ("scenes-clip", "ViT-B-32")
@@ -84,19 +84,15 @@ def served(name: str) -> Iterator[int]:
         process.wait()
 
 
-def alone(name: str, images: list[bytes]) -> tuple[float, float]:
-    """Median seconds from the bytes of one image to its code, and of an image in the largest batches."""
-    found = encoder(name)
-    one, many = [], []
-    for repeat in range(REPEATS + 2):
-        start = time.perf_counter()
-        found.images([decode(images[repeat])])
-        one.append(time.perf_counter() - start)
-    for repeat in range(4):
-        start = time.perf_counter()
-        found.images([decode(data) for data in images[repeat * TOGETHER : (repeat + 1) * TOGETHER]])
-        many.append((time.perf_counter() - start) / TOGETHER)
-    return statistics.median(one[2:]), statistics.median(many[1:])
+def alone(found: Encoder, images: list[bytes], one: list[float], many: list[float]) -> None:
+    """Add seconds from the bytes of one image to its code to `one`, and those of an image of the largest batches."""
+    for count, repeats, seconds in ((1, ROUND, one), (TOGETHER, 2, many)):
+        for repeat in range(repeats + 1):
+            some = [images[(repeat * count + place) % len(images)] for place in range(count)]
+            start = time.perf_counter()
+            found.images([decode(data) for data in some])
+            if repeat:  # the first one warms up
+                seconds.append((time.perf_counter() - start) / count)
 
 
 async def visitor(port: int, images: list[bytes], pause: float, until: float, seconds: list[float]) -> int:
@@ -138,15 +134,22 @@ async def load(port: int, images: list[bytes], users: int, pause: float, duratio
 
 
 def measure(name: str, images: list[bytes]) -> dict[str, Any]:
-    """All loads of an encoder."""
-    one, many = alone(name, images)
+    """All loads of an encoder; between them, what it takes alone, so that what else the machine does meets both."""
+    found, loads = encoder(name), {}
+    one: list[float] = []
+    many: list[float] = []
     with served(name) as port:
-        asyncio.run(load(port, images, 4, 0.0, 3.0))  # warms up
-        single = asyncio.run(load(port, images, 1, 0.0, 6.0))
-        loads = {pause: asyncio.run(load(port, images, USERS, pause, duration)) for pause, duration in LOADS.items()}
-    return {"encoder": one, "encoder_in_batch": many, "one_user": single, "users": loads,
-            "ratio": {pause: found["median"] / one for pause, found in loads.items()},
-            "limit": USERS * many / one}  # fmt: skip
+        asyncio.run(load(port, images, 4, 0.0, 2.0))  # warms up
+        alone(found, images, one, many)
+        single = asyncio.run(load(port, images, 1, 0.0, 5.0))
+        for pause, duration in LOADS.items():
+            alone(found, images, one, many)
+            loads[pause] = asyncio.run(load(port, images, USERS, pause, duration))
+        alone(found, images, one, many)
+    encode, in_batch = statistics.median(one), statistics.median(many)
+    return {"encoder": encode, "encoder_in_batch": in_batch, "one_user": single, "users": loads,
+            "ratio": {pause: found["median"] / encode for pause, found in loads.items()},
+            "limit": USERS * in_batch / encode}  # fmt: skip
 
 
 def main() -> None:
