@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,8 +38,8 @@ def _docstring(module: str) -> str:
     return ast.get_docstring(ast.parse(source.read_bytes()))
 
 
-def run_stage(name: str) -> None:
-    """Check the whole of ``params.yaml``, then run the stage `name` with the keys that it reads."""
+def checked_params(name: str) -> Any:
+    """Check the whole of ``params.yaml``; the keys that the stage `name` reads."""
     from stages.params import PARAMS_FILE, parse, read_params_file, unknown_key  # pydantic, which --help needs not
 
     values = read_params_file()
@@ -48,11 +48,18 @@ def run_stage(name: str) -> None:
     for key in values:
         if key not in known:
             raise InputError(f"{PARAMS_FILE}: {unknown_key(str(key), known)}")
-    params = {stage: parse(config, values) for stage, config in configs.items()}
-    with timed(name, params[name].model_dump(mode="json")):
-        importlib.import_module(f"stages.{name}.stage").run(params[name])
+    return {stage: parse(config, values) for stage, config in configs.items()}[name]
+
+
+def run_stage(name: str) -> None:
+    """Run the stage `name` with the keys of ``params.yaml`` that it reads."""
+    params = checked_params(name)
+    with timed(name, params.model_dump(mode="json")):
+        importlib.import_module(f"stages.{name}.stage").run(params)
     # DVC notes what the file says when the stage ends; it would take these outputs for those of the new parameters.
-    if parse(configs[name], read_params_file()) != params[name]:
+    from stages.params import PARAMS_FILE, parse, read_params_file
+
+    if parse(type(params), read_params_file()) != params:
         raise InputError(f"{PARAMS_FILE}: changed while {name} ran; repeat the command")
 
 
@@ -63,7 +70,23 @@ def _register(name: str) -> None:
 
     help_text = _docstring(f"stages.{name}.config")
     register = app.command(name, help=help_text, rich_help_panel="Stages, in the order in which data flows")
-    register({"explain": _explain, "encode": _encode, "index": _index, "report": _report}.get(name, command))
+    others = {"extract": _extract, "explain": _explain, "encode": _encode, "index": _index, "report": _report}
+    register(others.get(name, command))
+
+
+def _extract(
+    share: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N, I from 0.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join what was encoded in parts.")] = False,
+) -> None:
+    with one_line_errors():
+        if share is not None and merge:
+            raise InputError("extract: --shard I/N encodes a part and --merge joins all; give one of them")
+        if share is None and not merge:
+            run_stage("extract")
+        else:
+            shares = importlib.import_module("stages.extract.shares")
+            params = checked_params("extract")
+            shares.merge(params) if merge else shares.extract_share(params, share)
 
 
 def _explain(

@@ -377,14 +377,17 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def resume_directory(stage: str, key: Any) -> Path:
+def resume_directory(stage: str, key: Any, alone: bool = True) -> Path:
     """The directory for unfinished work of `stage` with inputs `key`, made if needed; other keys' leftovers go.
 
     Work that other code began is not gone on with. The caller removes it (:func:`shutil.rmtree`) when it is done.
+
+    Args:
+        alone: False where other processes may be at work with another key, whose files have to stay.
     """
     code = [sha256(file) for file in sorted(Path(__file__).parent.rglob("*.py"))]
     directory = RESUME / f"{stage}-{fingerprint([key, code])}"
-    for other in RESUME.glob(f"{stage}-*"):
+    for other in RESUME.glob(f"{stage}-*") if alone else ():
         if other != directory:
             shutil.rmtree(other, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from stages.artifacts import CLIP, FEATURES, IMAGES, PROVENANCE_KEY, RESUME, Pro
 from stages.clip import ClipModel, load_clip
 from stages.decoding import Slice
 from stages.errors import InputError
-from stages.extract import pixels
+from stages.extract import parts, pixels
 from stages.extract.config import Params
 from stages.extract.decoding import DecodedSlices, slices_of_pictures
 from stages.extract.stage import run
@@ -272,7 +272,7 @@ def test_an_extraction_killed_before_the_end_has_nothing_left_to_encode(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(pixels, "join", stop)
+        patched.setattr(parts, "join", stop)
         with pytest.raises(KeyboardInterrupt):
             run(params())
     counting = Counting(clip)
