@@ -98,7 +98,8 @@ def compare(case: Case, place: Path, models: Path, repeats: int) -> dict[str, An
     """Pictures a second of each kind of work, and the ratios that matter, as [median, least, greatest]."""
     clip = load_clip(models / case.model / CLIP, precision=case.precision)
     groups = shards(place, case).row_groups()
-    options = {"views": VIEWS, "batch_size": case.batch, "precision": case.precision, "workers": 2, "seed": 0}
+    options = {"engine": "local", "views": VIEWS, "batch_size": case.batch, "precision": case.precision, "workers": 2,
+               "seed": 0}  # fmt: skip
     params = parse(Params, {"device": "cpu", "extract": options})
     slices = DecodedSlices(slices_of_pictures(groups, VIEWS, case.batch), clip, VIEWS, 0)
     batches = [pictures for pictures, _ in in_order(slices, 2)]

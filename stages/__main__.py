@@ -177,6 +177,34 @@ def _export(output: Annotated[Path, typer.Argument(help="A .parquet or .npy file
         importlib.import_module("stages.index.export").export(output)
 
 
+codes = typer.Typer(no_args_is_help=True, help="Codes without images, by the billion: build shards, search them.")
+app.add_typer(codes, name="codes")
+
+
+@codes.command("build")
+def _build_codes(
+    directory: Annotated[Path, typer.Argument(help="Of the shards; it is replaced.")],
+    files: Annotated[list[Path], typer.Argument(help="Packed codes, .npy or .parquet, as encode and export write.")],
+    per_shard: Annotated[int, typer.Option(min=1, help="Codes of a shard, which memory has to hold.")] = 10_000_000,
+) -> None:
+    """Codes of files as shards on disk; a code is known by its row, its place among them all."""
+    with one_line_errors():
+        importlib.import_module("stages.index.sharded_command").build(directory, files, per_shard)
+
+
+@codes.command("search")
+def _search_codes(
+    directory: Annotated[Path, typer.Argument(help="Of the shards.")],
+    queries: Annotated[Path, typer.Argument(help="Packed codes, .npy or .parquet.")],
+    output: Annotated[Path, typer.Option(help="A .parquet file: query, rank, row, distance.")],
+    top: Annotated[int, typer.Option(min=1, help="Codes to find for each.")] = 20,
+    ray: Annotated[bool, typer.Option("--ray", help="By the actors of a Ray cluster.")] = False,
+) -> None:
+    """The nearest codes to each of a file, exactly; no more than one shard is in memory."""
+    with one_line_errors():
+        importlib.import_module("stages.index.sharded_command").search(directory, queries, top, output, ray)
+
+
 @app.command("publish")
 def _publish(folder: Annotated[Path, typer.Argument(help="A new folder, or one published before.")]) -> None:
     """The trained network as a folder to use elsewhere: weights, CLIP, concepts and a model card."""

@@ -257,6 +257,10 @@ def multi_hot(labels: pa.ChunkedArray, n_classes: int) -> np.ndarray:
     return hot
 
 
+#: A row group: the shard that it is in, and its number there.
+RowGroup = tuple[Path, int]
+
+
 class ImageShards:
     """The image shards of a directory, read lazily, in id order.
 
@@ -303,7 +307,7 @@ class ImageShards:
                 raise damaged(file, f"column 'features' is {found}, the image format has fixed-size lists of float")
         return schema
 
-    def row_groups(self) -> list[tuple[Path, int]]:
+    def row_groups(self) -> list[RowGroup]:
         """(file, row group) pairs in id order: the units in which workers read."""
         return [(file, group) for file in self.files for group in range(pq.ParquetFile(file).num_row_groups)]
 

@@ -16,6 +16,8 @@ from stages.errors import InputError
 PARAMS_FILE = Path("params.yaml")
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
+#: What shares out work on images: processes of this machine, or a Ray cluster.
+Engine = Literal["local", "ray"]
 Method = Literal["uhscm", "dsch", "fused", "greedyhash", "bihalf", "cibhash", "sdc", "duh_eg"]
 
 

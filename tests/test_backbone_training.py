@@ -23,6 +23,7 @@ from stages.artifacts import BACKBONE, CODES, FEATURES, HASHNET, IMAGES, RESUME
 from stages.backbone import BackboneNet, evaluation_pixels, load_backbone
 from stages.codes import read_codes, unpack
 from stages.encode import stage as encode
+from stages.encode.config import Encode
 from stages.encode.config import Params as EncodeParams
 from stages.errors import InputError
 from stages.extract import stage as extract
@@ -96,7 +97,7 @@ def test_from_images_to_codes(here: Path, method: str) -> None:
     run(params(method))
     assert len(losses()) == 2
     assert not list(RESUME.glob("train-*"))
-    encode.run(EncodeParams(device="cpu"))
+    encode.run(EncodeParams(device="cpu", encode=Encode(engine="local")))
     codes, (net, provenance) = read_codes(), load_hashnet()
     assert isinstance(net, BackboneNet) and provenance.stage == "train"
     assert (codes.method, codes.bits) == (method, 16)
@@ -214,7 +215,7 @@ def test_the_image_tower_of_clip(here: Path) -> None:
     assert (found * expected).sum(dim=1).min() > 0.999
     run(params("uhscm", epochs=1, backbone={"image_size": None}))
     assert load_hashnet()[0].config.image_size == 64
-    encode.run(EncodeParams(device="cpu"))
+    encode.run(EncodeParams(device="cpu", encode=Encode(engine="local")))
     assert read_codes().bits == 16
     with pytest.raises(InputError, match=r"train\.backbone\.image_size: clip takes images of 64 pixels, not of 32"):
         run(params())
@@ -274,9 +275,9 @@ def test_lost_workers_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     os.chdir(here)
     run(params())
     monkeypatch.setattr(decoding, "decode", kill)
-    monkeypatch.setattr(encode, "cores", lambda: 2)
+    monkeypatch.setattr("stages.encode.pixels.cores", lambda: 2)
     with pytest.raises(InputError, match="encode: a decoding process was killed"):
-        encode.run(EncodeParams(device="cpu"))
+        encode.run(EncodeParams(device="cpu", encode=Encode(engine="local")))
     assert not CODES.exists()
 
 

@@ -40,7 +40,7 @@ def test_help_lists_every_stage(tmp_path):
     code, stdout, stderr = run(prepare(tmp_path), "--help")
     assert (code, stderr) == (0, "")
     listed = re.findall(r"^\W*(\w+)  +\w", stdout.split("Commands")[1], re.MULTILINE)
-    others = {"search", "serve", "export", "publish", "preset", "benchmark", "compare", "timings", "verify"}
+    others = {"search", "serve", "export", "codes", "publish", "preset", "benchmark", "compare", "timings", "verify"}
     assert set(listed) == {*STAGES, *others}
 
 

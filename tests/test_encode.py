@@ -14,7 +14,7 @@ from small_run import DIGEST, MODEL, write_small_run
 from stages.artifacts import CODES, FEATURES, HASHNET, IMAGES, PROVENANCE_KEY, Provenance
 from stages.codes import Codes, pack, read_codes, unpack, write_codes
 from stages.encode import stage
-from stages.encode.config import Params
+from stages.encode.config import Encode, Params
 from stages.encode.stage import run
 from stages.errors import InputError
 from stages.features import Features
@@ -22,7 +22,7 @@ from stages.hashnet import HashNet, HashNetConfig, relaxed_codes, save_hashnet
 from stages.images import ImageShards
 
 ORIGIN = Provenance("train", DIGEST, MODEL, {"bits": 24, "method": "dsch"})
-PARAMS = Params(device="cpu")
+PARAMS = Params(device="cpu", encode=Encode(engine="local"))
 
 
 @pytest.fixture

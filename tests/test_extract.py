@@ -71,7 +71,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: Path, clip: Cl
 
 
 def params(**changes: object) -> Params:
-    section = {"views": 2, "batch_size": 12, "precision": "auto", "workers": 0, "seed": 0, **changes}
+    section = {"engine": "local", "views": 2, "batch_size": 12, "precision": "auto", "workers": 0, "seed": 0, **changes}
     return parse(Params, {"device": "cpu", "extract": section})
 
 

@@ -18,10 +18,10 @@ from stages.clip import MIXED, ClipModel, load_clip
 from stages.errors import InputError
 from stages.extract import pixels, shares
 from stages.extract.config import Params
-from stages.extract.parts import write_part
 from stages.extract.shares import extract_share, merge
 from stages.extract.stage import run
 from stages.params import parse, read_params_file
+from stages.parts import write_part
 
 COUNT = 23
 IS_TRAIN = np.arange(COUNT) < 9
@@ -58,7 +58,7 @@ def project(here: Path, clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def params(**changes: object) -> Params:
-    options = {"views": 2, "batch_size": 5, "precision": "auto", "workers": 0, "seed": 0, **changes}
+    options = {"engine": "local", "views": 2, "batch_size": 5, "precision": "auto", "workers": 0, "seed": 0, **changes}
     return parse(Params, {"device": "cpu", "extract": options})
 
 
@@ -137,9 +137,9 @@ def test_parts_of_other_parameters_stay_where_they_are_and_are_not_taken(
 def test_what_is_done_is_not_encoded_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
 
-    def write(part: Path, images: np.ndarray, views: np.ndarray) -> None:
+    def write(part: Path, **arrays: np.ndarray) -> None:
         encoded.append(part)
-        write_part(part, images, views)
+        write_part(part, **arrays)
 
     monkeypatch.setattr(pixels.encode_row_groups, "__defaults__", (write,))
     extract_share(params(), "0/2")
@@ -172,7 +172,7 @@ def test_a_damaged_part_is_removed_and_made_again(whole: bytes, damage: str) -> 
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes({"cut": content[:-30], "flipped": content, "empty": b""}[damage])
-    with pytest.raises(InputError, match=re.escape(f"{part}: a damaged part")) as error:
+    with pytest.raises(InputError, match=re.escape(f"{part}: unfinished work, damaged")) as error:
         merge(params())
     assert "\n" not in str(error.value) and not FEATURES.exists() and not part.exists()
     extract_share(params(), "0/1")

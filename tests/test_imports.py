@@ -9,8 +9,9 @@ import stages
 #: Modules that import PyTorch: by name, or all of a package but its config.
 NEED_TORCH = {
     "stages.backbone", "stages.decoding", "stages.device", "stages.encoder", "stages.hashnet", "stages.encode.folder",
-    "stages.encode.stage", "stages.search.change",
-    "stages.extract.decoding", "stages.extract.pixels", "stages.extract.views",
+    "stages.encode.pixels", "stages.encode.stage", "stages.search.change",
+    "stages.extract.decoding", "stages.extract.pixels", "stages.extract.ray_engine", "stages.extract.shares",
+    "stages.extract.views",
     "stages.scenes.model", "stages.scenes.train_clip", "stages.scenes.zero_shot", "stages.tower",
     "stages.weights.backbone_pinning", "stages.weights.backbone_source", "stages.weights.checkpoint",
     "stages.weights.pinning", "stages.weights.source",
@@ -22,7 +23,8 @@ NEED_TORCH = {
 }  # fmt: skip
 #: Modules that import faiss: those of the index and of what searches it.
 NEED_FAISS = {
-    "stages.index.binary", "stages.index.export", "stages.index.files", "stages.index.opened", "stages.index.stage",
+    "stages.index.binary", "stages.index.export", "stages.index.files", "stages.index.opened", "stages.index.sharded",
+    "stages.index.sharded_command", "stages.index.sharded_ray", "stages.index.stage",
     "stages.search.command", "stages.search.searcher",
     "stages.serve.answers", "stages.serve.app", "stages.serve.command", "stages.serve.points",
 }  # fmt: skip

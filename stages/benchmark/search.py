@@ -40,7 +40,8 @@ from stages.benchmark.plan import Row, measured_with
 from stages.benchmark.prepare import ARTIFACTS, Prepared, link, make
 from stages.components.config import Params as ComponentsParams
 from stages.device import resolve_device
-from stages.encode.stage import encode_images, encode_shards
+from stages.encode.pixels import encode_shards
+from stages.encode.stage import encode_images
 from stages.errors import InputError
 from stages.evaluate.retrieval import evaluate_codes
 from stages.features import Features

@@ -4,20 +4,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import h5py
-import numpy as np
 
-from stages.artifacts import FEATURES, Provenance, library_versions, replacing, resume_directory, writing
+from stages.artifacts import FEATURES, Provenance, library_versions, resume_directory, writing
 from stages.clip import ClipModel
-from stages.errors import InputError
 from stages.extract.config import Extract
 from stages.extract.features_file import lay_out
-from stages.images import ImageShards
-
-#: A row group: the shard that it is in, and its number there.
-RowGroup = tuple[Path, int]
+from stages.images import ImageShards, RowGroup
+from stages.parts import read_part
 
 
 @dataclass(frozen=True)
@@ -70,12 +65,6 @@ class Parts:
         shutil.rmtree(self.directory)
 
 
-def write_part(part: Path, images: np.ndarray, views: np.ndarray) -> None:
-    """Write one part: features of b images, float16 (b, d), and of V views of t of them, float16 (V, t, d)."""
-    with replacing(part) as temporary:
-        np.savez(temporary, images=images, views=views)
-
-
 def join(parts: Sequence[Path], shards: ImageShards, clip: ClipModel, n_views: int, provenance: Provenance) -> None:
     """Join parts, in order, into ``data/features.h5``.
 
@@ -93,17 +82,7 @@ def join(parts: Sequence[Path], shards: ImageShards, clip: ClipModel, n_views: i
         images, views = lay_out(file, ids, train_ids, clip.dim, n_views, provenance, attributes)
         row = train_row = 0
         for part in parts:
-            encoded, augmented = _read_part(part)
+            encoded, augmented = read_part(part, "images", "views")
             row_end, train_end = row + len(encoded), train_row + augmented.shape[1]
             images[row:row_end], views[:, train_row:train_end] = encoded, augmented
             row, train_row = row_end, train_end
-
-
-def _read_part(part: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(part) as arrays:  # checks the sums
-            return arrays["images"], arrays["views"]
-    except (BadZipFile, ValueError, EOFError, KeyError) as error:
-        part.unlink()
-        reason = " ".join(str(error).split())
-        raise InputError(f"{part}: a damaged part ({reason}); it was removed, run the extraction again") from None

@@ -11,19 +11,21 @@ from stages.decoding import Slice, in_order, naming_lost_workers
 from stages.device import resolve_device
 from stages.extract.config import Params
 from stages.extract.decoding import DecodedSlices, slices_of_pictures
-from stages.extract.parts import Parts, RowGroup, write_part
-from stages.images import ImageShards
+from stages.extract.parts import Parts
+from stages.images import ImageShards, RowGroup
+from stages.parts import write_part
 
 
 def encode_row_groups(
     clip: ClipModel, groups: Mapping[Path, RowGroup], params: Params,
-    write: Callable[[Path, np.ndarray, np.ndarray], None] = write_part,
+    write: Callable[..., None] = write_part,
 ) -> None:  # fmt: skip
     """Encode row groups, each in batches of its own, so that its features do not depend on what else is encoded.
 
     Args:
         groups: the row group of each part.
-        write: takes a part when it is encoded, and its arrays as of :func:`stages.extract.parts.write_part`.
+        write: takes a part when it is encoded, and, by name, the features of its b images, float16 (b, d), as `images`
+            and of V views of t of them, float16 (V, t, d), as `views`.
 
     Raises:
         InputError: an image cannot be read, or a process that decodes was killed.
@@ -47,7 +49,7 @@ def encode_row_groups(
             images.append(features[:count])
             views.append(features[count:].reshape(-1, n_views, clip.dim).swapaxes(0, 1))
             if following != part:
-                write(part, np.concatenate(images), np.concatenate(views, axis=1))
+                write(part, images=np.concatenate(images), views=np.concatenate(views, axis=1))
                 images, views = [], []
 
 

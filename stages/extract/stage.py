@@ -20,6 +20,10 @@ def run(params: Params) -> None:
         convert(shards, clip, params.extract)
     elif clip.model is None:
         raise InputError(f"clip.model: null leaves the images of {IMAGES} without a model that encodes them; name one")
+    elif params.extract.engine == "ray":
+        from stages.extract import ray_engine
+
+        ray_engine.extract(shards, params)
     else:
         from stages.extract.pixels import extract  # PyTorch, which a conversion needs not
 

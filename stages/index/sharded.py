@@ -1,0 +1,234 @@
+"""Codes beyond what one index holds: flat faiss indexes in shards on disk, searched one by one and merged exactly.
+
+A directory has ``shards.json`` (:class:`Manifest`) and ``codes-00000.faiss`` and so on. A code is known by its row: its
+place among all codes, in the order in which they were given. No more than one shard is in memory at a time, to build it
+or to search it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.artifacts import Provenance, library_versions, read_json, replacing_directory, write_json
+from stages.errors import InputError
+from stages.index import binary
+from stages.progress import track
+from stages.workers import cores, run_threads
+
+MANIFEST = "shards.json"
+#: Codes of a shard: 80 MB of 64 bits, well below what a machine has, and read in a moment.
+PER_SHARD = 10_000_000
+#: Codes that are read at a time while shards are built.
+BLOCK = 2**20
+#: Rows that a thread compares with at least.
+SHARE = 2**16
+
+#: Rows int64 and distances int32 of some queries, (q, k) each, by distance, then by row.
+Found = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``shards.json``: code length, number of codes and bytes of each shard, in the order of the rows."""
+
+    bits: int
+    codes: list[int]
+    sizes: list[int]
+    provenance: Provenance
+
+    def name(self, number: int) -> str:
+        return f"codes-{number:05d}.faiss"
+
+    @property
+    def total(self) -> int:
+        return sum(self.codes)
+
+
+def build(directory: Path, blocks: Iterable[np.ndarray], per_shard: int, provenance: Provenance) -> Manifest:
+    """Write packed codes, which come in blocks uint8 (n, bits / 8), as shards of `per_shard`; all of them or none.
+
+    Raises:
+        InputError: there is no code, or a block has codes of another length.
+    """
+    counts: list[int] = []
+    sizes: list[int] = []
+    index: faiss.IndexBinaryFlat | None = None
+
+    with replacing_directory(directory) as temporary:
+
+        def finish() -> None:
+            file = temporary / f"codes-{len(counts):05d}.faiss"
+            faiss.write_index_binary(index, str(file))
+            counts.append(index.ntotal)
+            sizes.append(file.stat().st_size)
+            index.reset()
+
+        for block in blocks:
+            index = index or faiss.IndexBinaryFlat(block.shape[1] * 8)
+            if block.shape[1] * 8 != index.d:
+                raise InputError(f"{directory}: codes of {block.shape[1] * 8} and of {index.d} bits; keep them apart")
+            while len(block):
+                room = per_shard - index.ntotal
+                index.add(np.ascontiguousarray(block[:room]))
+                block = block[room:]
+                if index.ntotal == per_shard:
+                    finish()
+        if index is not None and index.ntotal:
+            finish()
+        if index is None or not counts:
+            raise InputError(f"{directory}: there are no codes to index")
+        manifest = Manifest(index.d, counts, sizes, provenance)
+        write_json(temporary / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def code_blocks(files: Sequence[Path]) -> Iterator[np.ndarray]:
+    """The packed codes of files as ``export`` and ``encode --output`` write them, in order, block by block.
+
+    Raises:
+        InputError: a file is missing, damaged, or no such file.
+    """
+    for file in track(files, "read codes", len(files)):
+        yield from _parquet_blocks(file) if file.suffix == ".parquet" else _npy_blocks(file)
+
+
+def _npy_blocks(file: Path) -> Iterator[np.ndarray]:
+    try:
+        codes = np.load(file, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{file}: not found; name files of codes, .npy or .parquet") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{file}: no array of codes ({' '.join(str(error).split())})") from None
+    _require_codes(file, codes)
+    for start in range(0, len(codes), BLOCK):
+        yield np.asarray(codes[start : start + BLOCK])
+
+
+def _parquet_blocks(file: Path) -> Iterator[np.ndarray]:
+    try:
+        with pq.ParquetFile(file) as source:
+            kind = source.schema_arrow.field("code").type
+            if not (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.uint8()):
+                raise KeyError(f"its column 'code' is {kind}, not a fixed-size list of uint8")
+            for batch in source.iter_batches(BLOCK, columns=["code"]):
+                codes = batch["code"].flatten().to_numpy().reshape(len(batch), kind.list_size)
+                _require_codes(file, codes)
+                yield codes
+    except FileNotFoundError:
+        raise InputError(f"{file}: not found; name files of codes, .npy or .parquet") from None
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{file}: no table of codes ({' '.join(str(error).split())})") from None
+
+
+def _require_codes(file: Path, codes: np.ndarray) -> None:
+    if codes.dtype != np.uint8 or codes.ndim != 2 or not codes.shape[1]:
+        raise InputError(f"{file}: holds {codes.dtype} {codes.shape}; packed codes are uint8 (n, bits / 8)")
+
+
+def built_from(files: Sequence[Path]) -> Provenance:
+    """The provenance of an index of the codes of some files."""
+    params = {"files": [[file.name, file.stat().st_size] for file in files if file.is_file()]}
+    return Provenance("codes", params=params, versions=library_versions("faiss-cpu"))
+
+
+class ShardedIndex:
+    """Shards on disk, open.
+
+    Attributes:
+        directory, manifest: where they lie, and what they are.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, path = directory, directory / MANIFEST
+        content = read_json(path)
+        try:
+            provenance = Provenance(**content.pop("provenance"))
+            self.manifest = Manifest(**content, provenance=provenance)
+            sizes = list(zip(self.manifest.codes, self.manifest.sizes, strict=True))
+        except (TypeError, KeyError, ValueError):
+            raise InputError(f"{path}: has other fields than those of shards; {_again(directory)}") from None
+        for number, (_, size) in enumerate(sizes):
+            file = directory / self.manifest.name(number)
+            found = file.stat().st_size if file.is_file() else None
+            if found != size:
+                raise InputError(f"{file}: has {found} bytes, {MANIFEST} says {size}; {_again(directory)}")
+        self._first = np.concatenate([[0], np.cumsum(self.manifest.codes)])
+
+    def __len__(self) -> int:
+        return self.manifest.total
+
+    def nearest(self, codes: np.ndarray, count: int, shards: Sequence[int] | None = None) -> Found:
+        """The `count` codes (all, if there are fewer) nearest to each of q packed ones uint8 (q, bits / 8); exact.
+
+        Args:
+            shards: numbers of those to search; None: all.
+
+        Raises:
+            InputError: the queries are codes of another length, or a shard is damaged.
+        """
+        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] * 8 != self.manifest.bits:
+            raise InputError(
+                f"{self.directory}: has codes of {self.manifest.bits} bits, the queries are {codes.dtype} {codes.shape}"
+            )
+        codes, found = np.ascontiguousarray(codes), none(len(codes))
+        numbers = range(len(self.manifest.codes)) if shards is None else shards
+        for number in track(numbers, "search", len(numbers)):
+            found = merged([found, self._search(number, codes, count)], count)
+        return found
+
+    def _search(self, number: int, codes: np.ndarray, count: int) -> Found:
+        """One shard, which is mapped while it is searched, and then given back."""
+        file = self.directory / self.manifest.name(number)
+        try:
+            index = faiss.read_index_binary(str(file), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise InputError(f"{file}: {str(error).splitlines()[0][:200]}; {_again(self.directory)}") from None
+        if (binary.kind_of(index), index.d, index.ntotal) != ("flat", self.manifest.bits, self.manifest.codes[number]):
+            raise InputError(f"{file}: is not the index that {MANIFEST} says; {_again(self.directory)}")
+        stored = binary.all_codes(index)
+        # Faiss gives each query a thread; where there are fewer queries, the threads share out the rows.
+        shares = 1 if len(codes) >= cores() else max(1, min(cores(), len(stored) // SHARE))
+        edges = np.linspace(0, len(stored), shares + 1).astype(int).tolist()
+        if shares == 1:
+            made = [_compared(codes, stored, 0, len(stored), count)]
+        else:
+            made = list(run_threads(
+                lambda i: _on_one_thread(codes, stored, edges[i], edges[i + 1], count), range(shares), shares
+            ))  # fmt: skip
+        rows, distances = merged(made, count)
+        return rows + self._first[number], distances
+
+
+def _on_one_thread(codes: np.ndarray, stored: np.ndarray, start: int, stop: int, count: int) -> Found:
+    faiss.omp_set_num_threads(1)  # of this thread alone, which ends with the search
+    return _compared(codes, stored, start, stop, count)
+
+
+def _compared(codes: np.ndarray, stored: np.ndarray, start: int, stop: int, count: int) -> Found:
+    """Counting all distances, instead of keeping heaps, keeps the order of the rows among equal distances."""
+    distances, rows = faiss.knn_hamming(codes, stored[start:stop], min(count, stop - start), variant="mc")
+    return rows + start, distances
+
+
+def none(queries: int) -> Found:
+    """Nothing found, for each of some queries."""
+    return np.empty((queries, 0), np.int64), np.empty((queries, 0), np.int32)
+
+
+def merged(found: Sequence[Found], count: int) -> Found:
+    """The `count` nearest of what was found in several places: exactly what one search of all of them finds."""
+    rows, distances = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    order = np.lexsort((rows, distances), axis=1)[:, :count]
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
+
+
+def _again(directory: Path) -> str:
+    return f"build it again with `python -m stages codes build {directory} FILE...`"

@@ -1,0 +1,196 @@
+"""Extraction and encoding by Ray: the same files as by this machine alone, also when a worker is lost."""
+
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scene_shards import pin_scenes_clip, scenes, write_shards
+from stage_runner import ROOT, leftovers, prepare
+
+from stages import ray_pool
+from stages.artifacts import CLIP, CODES, FEATURES, IMAGES, RESUME
+from stages.backbone import BackboneConfig, BackboneNet, build_backbone
+from stages.codes import read_codes
+from stages.encode import stage as encode
+from stages.encode.config import Encode
+from stages.encode.config import Params as EncodeParams
+from stages.errors import InputError, OutsideError
+from stages.extract import ray_engine
+from stages.extract.config import Params
+from stages.extract.shares import extract_share
+from stages.extract.stage import run
+from stages.features import Features
+from stages.hashnet import save_hashnet
+from stages.params import parse
+from stages.ray_pool import Machines, ray_machines, run_row_groups
+
+ray = pytest.importorskip("ray")
+COUNT, GROUPS = 60, 12
+IS_TRAIN = np.arange(COUNT) % 3 == 1
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = prepare(tmp_path_factory.mktemp("inputs"))
+    pin_scenes_clip(place / CLIP)
+    write_shards(place, scenes(COUNT), IS_TRAIN)
+    return place
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Two cores, and a store of 100 MB, for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            "local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False,
+            logging_level="ERROR",
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+def params(engine: str, **changes: object) -> Params:
+    options = {"views": 8, "batch_size": 12, "precision": "auto", "workers": 2, "seed": 0, **changes}
+    return parse(Params, {"device": "cpu", "extract": {"engine": engine, **options}})
+
+
+def actors() -> list[psutil.Process]:
+    """The processes of this session's Ray that encode."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "MapWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_file_though_a_worker_is_killed(here: Path, local_ray: None) -> None:
+    run(params("local"))
+    expected = FEATURES.read_bytes()
+    FEATURES.unlink()
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not killed:
+            if list(RESUME.glob("extract-*/*.npz")):  # one has encoded something
+                for process in actors()[:1]:
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+            time.sleep(0.01)
+
+    watch = threading.Thread(target=kill_one)
+    watch.start()
+    run(params("ray"))
+    watch.join()
+    assert killed
+    assert FEATURES.read_bytes() == expected
+    assert leftovers(here) == []
+
+
+@pytest.mark.slow
+def test_ray_goes_on_where_another_engine_stopped(
+    here: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a damaged image is the same one line, from whatever machine."""
+    extract_share(params("local", workers=0), "0/2")
+    asked: list[Path] = []
+
+    def observed(begin: Any, arguments: Any, groups: Any, *others: Any) -> None:
+        asked.extend(groups)
+        run_row_groups(begin, arguments, groups, *others)
+
+    monkeypatch.setattr(ray_engine, "run_row_groups", observed)
+    file = IMAGES / "images-00001.parquet"
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    rows[7]["image"]["bytes"] = rows[7]["image"]["bytes"][:-200]
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), file, row_group_size=5)
+    with pytest.raises(InputError, match=rf"{file}: image 37 cannot be decoded .* `dvc repro download`$") as error:
+        run(params("ray"))
+    assert "\n" not in str(error.value)
+    assert [int(part.stem) for part in asked] == [1, 3, 5, 7, 9, 11]
+    assert not FEATURES.exists()
+
+
+@pytest.mark.slow
+def test_what_always_takes_its_worker_down_ends(
+    local_ray: None, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool, "ATTEMPTS", 1)
+    group = {Path("part"): (Path("file"), 0)}
+    with pytest.raises(OutsideError, match=r"engine: ray: lost \w+ .*run it again") as error:
+        with ray_machines() as machines:
+            run_row_groups(os._exit, (1,), group, machines, 1, False, "die")
+    assert "\n" not in str(error.value)
+    assert list(workplace.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ray_encodes_as_this_machine_does(here: Path, local_ray: None) -> None:
+    """The codes of a backbone."""
+    run(params("local"))
+    with Features() as features:
+        made_from = features.provenance
+    torch.manual_seed(0)
+    config = BackboneConfig("timm/resnet10t", None, 512, 16, "uhscm", 32, (0.5,) * 3, (0.2,) * 3)
+    save_hashnet(BackboneNet(config, build_backbone(config.model, None)), replace(made_from, stage="train"))
+    encode.run(EncodeParams(device="cpu", encode=Encode(engine="local")))
+    expected = CODES.read_bytes()
+    encode.run(EncodeParams(device="cpu", encode=Encode(engine="ray")))
+    assert CODES.read_bytes() == expected
+    assert len(set(read_codes().database.tobytes())) > 2
+    assert leftovers(here) == []
+
+
+@pytest.mark.slow
+def test_the_command_is_quiet_and_starts_ray_itself(here: Path) -> None:
+    prepare(here, {"extract": {"engine": "ray"}, "device": "cpu"})
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "stages", "extract"]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert FEATURES.exists()
+
+
+def test_without_the_package_it_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"engine: ray: .*; install it with `pip install 'conceptbits\[ray\]'`"):
+        run(params("ray"))
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(OutsideError, match=f"no answer from RAY_ADDRESS={address} .*; start the cluster"):
+            run(params("ray"))
+
+
+def test_devices_are_those_of_the_cluster() -> None:
+    """Where the command runs, there may be no GPU."""
+    assert [Machines(4, gpus).device("auto") for gpus in (0, 2)] == ["cpu", "cuda"]
+    assert Machines(4, 2).device("cpu") == "cpu"
+    for machines, on_gpu, lacks in ((Machines(4, 0), True, "GPU"), (Machines(0, 2), False, "1 cores")):
+        with pytest.raises(OutsideError, match=f"the cluster has no .*{lacks}"):
+            run_row_groups(os._exit, (1,), {Path("part"): (Path("file"), 0)}, machines, 1, on_gpu, "die")

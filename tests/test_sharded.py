@@ -1,0 +1,190 @@
+"""Codes in shards on disk: the same nearest rows as a comparison with all of them, whatever the shards."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from stage_runner import ROOT, StageRunner
+
+from stages.artifacts import Provenance
+from stages.errors import InputError
+from stages.index import sharded
+from stages.index.sharded import MANIFEST, ShardedIndex, build, code_blocks, merged
+from stages.tables import fixed_size_lists
+
+MADE = Provenance("codes")
+
+
+def random_codes(n: int, bits: int = 16, seed: int = 0) -> np.ndarray:
+    """Of few bits, so that most distances are shared by many."""
+    return np.random.default_rng(seed).integers(0, 256, (n, bits // 8), np.uint8)
+
+
+def by_brute_force(codes: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    distances = np.bitwise_count(queries[:, None] ^ codes[None]).sum(axis=2, dtype=np.int32)
+    rows = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    return rows, np.take_along_axis(distances, rows, 1)
+
+
+@pytest.mark.parametrize("bits", [8, 64, 72, 256])
+@pytest.mark.parametrize(("per_shard", "count"), [(1, 3), (7, 1), (100, 40), (333, 400), (1000, 2000)])
+def test_it_finds_what_a_comparison_with_all_finds(tmp_path: Path, bits: int, per_shard: int, count: int) -> None:
+    n = 40 if per_shard == 1 else 1000
+    codes, queries = random_codes(n, bits), random_codes(5, bits, seed=1)
+    manifest = build(tmp_path / "shards", np.array_split(codes, 3), per_shard, MADE)
+    assert manifest.codes == [per_shard] * (n // per_shard) + [n % per_shard] * (n % per_shard > 0)
+    index = ShardedIndex(tmp_path / "shards")
+    rows, distances = index.nearest(queries, count)
+    expected = by_brute_force(codes, queries, count)
+    np.testing.assert_array_equal(rows, expected[0])
+    np.testing.assert_array_equal(distances, expected[1])
+    assert (rows.dtype, distances.dtype, len(index)) == (np.int64, np.int32, n)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("queries", [1, 3, 7])
+def test_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, queries: int) -> None:
+    monkeypatch.setattr(sharded, "cores", lambda: workers)
+    monkeypatch.setattr(sharded, "SHARE", 10)
+    codes = random_codes(500)
+    build(tmp_path / "shards", [codes], 180, MADE)
+    asked = random_codes(queries, seed=1)
+    rows, _ = ShardedIndex(tmp_path / "shards").nearest(asked, 50)
+    np.testing.assert_array_equal(rows, by_brute_force(codes, asked, 50)[0])
+
+
+def test_parts_of_the_shards_are_merged_exactly(tmp_path: Path) -> None:
+    """As several machines do it."""
+    codes, queries = random_codes(1000), random_codes(4, seed=1)
+    build(tmp_path / "shards", [codes], 150, MADE)
+    index = ShardedIndex(tmp_path / "shards")
+    found = [index.nearest(queries, 30, range(7)[start::3]) for start in range(3)]
+    np.testing.assert_array_equal(merged(found, 30)[0], by_brute_force(codes, queries, 30)[0])
+
+
+def test_codes_come_from_files_of_both_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "BLOCK", 64)
+    codes = random_codes(300)
+    np.save(tmp_path / "a.npy", codes[:100])
+    table = pa.table({"id": np.arange(200), "code": fixed_size_lists(codes[100:])})
+    pq.write_table(table, tmp_path / "b.parquet")
+    blocks = list(code_blocks([tmp_path / "a.npy", tmp_path / "b.parquet"]))
+    assert max(map(len, blocks)) == 64
+    np.testing.assert_array_equal(np.concatenate(blocks), codes)
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("none.npy", None, "not found"), ("none.parquet", None, "not found"),
+    ("text.npy", b"text", "no array of codes"), ("text.parquet", b"text", "no table of codes"),
+    ("empty.npy", b"", "no array of codes"),
+])  # fmt: skip
+def test_files_without_codes_are_named(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{tmp_path / name}: {words}") as error:
+        list(code_blocks([tmp_path / name]))
+    assert "\n" not in str(error.value)
+
+
+def test_pickles_and_other_arrays_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "codes.npy"
+    for array, words in (
+        (np.array([{}], object), "no array of codes"), (np.zeros((3, 8)), "holds float64"),
+        (np.zeros(3, np.uint8), "holds uint8"), (np.zeros((3, 0), np.uint8), "holds uint8"),
+    ):  # fmt: skip
+        np.save(file, array, allow_pickle=True)
+        with pytest.raises(InputError, match=words):
+            list(code_blocks([file]))
+    pq.write_table(pa.table({"code": [[1, 2], [3]]}), tmp_path / "lists.parquet")
+    with pytest.raises(InputError, match="not a fixed-size list of uint8"):
+        list(code_blocks([tmp_path / "lists.parquet"]))
+
+
+def test_codes_of_two_lengths_or_none_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    for blocks, words in (([random_codes(3), random_codes(3, 24)], "24 and of 16 bits"), ([], "no codes"),
+                          ([random_codes(0)], "no codes")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            build(tmp_path / "shards", blocks, 10, MADE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "flipped", "other", "manifest", "fields"])
+def test_damage_is_named(tmp_path: Path, damage: str) -> None:
+    directory = tmp_path / "shards"
+    build(directory, [random_codes(300)], 100, MADE)
+    file, manifest = directory / "codes-00001.faiss", directory / MANIFEST
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "flipped":  # of its header
+        file.write_bytes(b"\xff\xff\xff\xff" + file.read_bytes()[4:])
+    elif damage == "other":
+        build(tmp_path / "other", [random_codes(200, 8)], 200, MADE)
+        size = file.stat().st_size
+        other = (tmp_path / "other" / "codes-00000.faiss").read_bytes()
+        file.write_bytes(other[:size] + bytes(size - len(other)))
+    elif damage == "manifest":
+        manifest.write_text("{")
+    else:
+        manifest.write_text('{"bits": 16}')
+    with pytest.raises(InputError) as error:
+        ShardedIndex(directory).nearest(random_codes(1), 5)
+    assert str(error.value).startswith(str(manifest if damage in ("manifest", "fields") else file))
+    assert "\n" not in str(error.value)
+
+
+def test_queries_of_another_length_are_refused(tmp_path: Path) -> None:
+    build(tmp_path / "shards", [random_codes(30)], 10, MADE)
+    index = ShardedIndex(tmp_path / "shards")
+    for queries in (random_codes(1, 24), random_codes(1).astype(np.int8), random_codes(1)[0]):
+        with pytest.raises(InputError, match="has codes of 16 bits, the queries are"):
+            index.nearest(queries, 5)
+
+
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from stages.artifacts import Provenance
+from stages.index.sharded import ShardedIndex, build
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rng, start = np.random.default_rng(0), peak()
+blocks = (rng.integers(0, 256, (100_000, 64), np.uint8) for _ in range(40))
+build(Path(sys.argv[1]), blocks, 200_000, Provenance("codes"))
+index = ShardedIndex(Path(sys.argv[1]))
+index.nearest(rng.integers(0, 256, (4, 64), np.uint8), 10)
+print(peak() - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="counts in other units there")
+def test_memory_is_bounded_by_a_shard(tmp_path: Path) -> None:
+    """256 MB of codes in shards of 13 MB."""
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "shards")], capture_output=True, text=True, check=True, cwd=ROOT
+    )  # fmt: skip
+    assert int(done.stdout) < 80_000
+
+
+@pytest.mark.slow
+def test_from_the_command_line(tmp_path: Path, run_stages: StageRunner) -> None:
+    codes, queries = random_codes(500), random_codes(3, seed=1)
+    np.save(tmp_path / "codes.npy", codes)
+    np.save(tmp_path / "queries.npy", queries)
+    said = run_stages(tmp_path, "codes", "build", "shards", "codes.npy", "--per-shard", "200").check().stdout
+    assert said == "500 codes of 16 bits in 3 shards in shards\n"
+    search = ("codes", "search", "shards", "queries.npy", "--top", "4", "--output")
+    assert run_stages(tmp_path, *search, "hits.parquet").check().stdout == ""
+    hits = pq.read_table(tmp_path / "hits.parquet").to_pydict()
+    rows, distances = by_brute_force(codes, queries, 4)
+    assert (hits["row"], hits["distance"]) == (rows.ravel().tolist(), distances.ravel().tolist())
+    assert (hits["query"], hits["rank"]) == ([0] * 4 + [1] * 4 + [2] * 4, [1, 2, 3, 4] * 3)
+    assert "hits are written as .parquet" in run_stages(tmp_path, *search, "hits.txt").error()
+    assert "not found" in run_stages(tmp_path, "codes", "search", "none", *search[3:], "hits.parquet").error()
