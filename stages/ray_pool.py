@@ -9,10 +9,11 @@ import os
 import pickle
 import signal
 import socket
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ Work = Callable[[RowGroup], bytes]
 ADDRESS = "RAY_ADDRESS"
 #: Bytes of finished row groups that wait on one machine when Ray is started here; those of a cluster, it says itself.
 STORE = 256 * 2**20
-#: How often a row group is given to another actor after one was lost with it, most likely by it.
+#: Actors that may be lost over one row group, most likely by it.
 ATTEMPTS = 5
 #: Blocks of row groups, at most: each is a task to Ray, whose books are in memory.
 BLOCKS = 10_000
@@ -50,6 +51,25 @@ class Machines:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """What Ray's processes log they also say on our standard error, past Python; what Python says there still comes."""
+    if sys.stderr is None or sys.stderr.fileno() != 2:
+        yield
+        return
+    sys.stderr.flush()
+    spoken, kept = sys.stderr, os.dup(2)
+    with open(kept, "w", encoding=spoken.encoding, errors=spoken.errors, buffering=1) as aside:
+        try:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            sys.stderr = aside
+            yield
+        finally:
+            sys.stderr = spoken
+            os.dup2(kept, 2)
+
+
+@contextmanager
 def ray_machines() -> Iterator[Machines]:
     """Ray, connected or started, for the block.
 
@@ -58,37 +78,35 @@ def ray_machines() -> Iterator[Machines]:
         OutsideError: it does not answer, or broke down in the block.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its processes say on our standard error what they log
     try:
         import ray
         import ray.data
     except ImportError:
-        raise InputError(
-            "engine: ray: install it with `pip install 'conceptbits[ray]'`, or set engine: local"
-        ) from None
+        raise InputError("engine: ray: install it, `pip install 'conceptbits[ray]'`, or set engine: local") from None
     address = os.environ.get(ADDRESS)
     mine = not ray.is_initialized()
     handler = signal.getsignal(signal.SIGTERM)
-    try:
-        if mine:
-            _require_answer(address)
-            limits = {} if address else {"num_cpus": cores(), "object_store_memory": STORE, "include_dashboard": False}
-            ray.init(address, log_to_driver=False, logging_level="ERROR", **limits)
-            signal.signal(signal.SIGTERM, handler)  # Ray has taken it
-        resources = ray.cluster_resources()
-        yield Machines(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
-    except ConnectionError as error:
-        raise _no_answer(address, error) from None
-    except ray.exceptions.RayTaskError:
-        raise  # of the work itself, and a bug
-    except ray.exceptions.RayError as error:
-        raise OutsideError(
-            f"engine: ray: lost {type(error).__name__} ({_one_line(error)}); see that the workers have memory enough, "
-            f"and run it again: what is finished is kept"
-        ) from None
-    finally:
-        if mine:
-            ray.shutdown()
+    with _quiet():
+        try:
+            if mine:
+                _require_answer(address)
+                own = {} if address else {"num_cpus": cores(), "object_store_memory": STORE, "include_dashboard": False}
+                ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
+                signal.signal(signal.SIGTERM, handler)  # Ray has taken it
+            resources = ray.cluster_resources()
+            yield Machines(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        except ConnectionError as error:
+            raise _no_answer(address, error) from None
+        except ray.exceptions.RayTaskError:
+            raise  # of the work itself, and a bug
+        except ray.exceptions.RayError as error:
+            raise OutsideError(
+                f"engine: ray: lost {type(error).__name__} ({_one_line(error)}); give the workers more memory, "
+                f"and run it again: what is finished is kept"
+            ) from None
+        finally:
+            if mine:
+                ray.shutdown()
 
 
 def run_row_groups(
@@ -118,12 +136,12 @@ def run_row_groups(
     parts = list(groups)
     tasks = [{"number": number, "file": str(groups[part][0]), "group": groups[part][1]}
              for number, part in enumerate(parts)]  # fmt: skip
+    ledger = ray.remote(num_cpus=0)(_Ledger).remote()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     made = ray.data.from_items(tasks, override_num_blocks=min(len(tasks), BLOCKS)).map_batches(
-        _Actor, batch_size=1, fn_constructor_args=(begin, arguments, str(Path.cwd())), num_cpus=cores_each,
-        num_gpus=int(on_gpu), compute=ray.data.ActorPoolStrategy(size=actors),
-        ray_remote_args_fn=partial(dict, max_task_retries=ATTEMPTS),
+        _Actor, batch_size=1, fn_constructor_args=(begin, arguments, str(Path.cwd()), ledger),
+        num_cpus=cores_each, num_gpus=int(on_gpu), compute=ray.data.ActorPoolStrategy(size=actors),
     )  # fmt: skip
     with closing(iter(made.iter_rows())) as rows:
         for row in track(rows, description, len(tasks)):
@@ -149,20 +167,39 @@ def _no_answer(address: str | None, error: BaseException) -> OutsideError:
     )
 
 
+class _Ledger:
+    """How often each row group was begun. Ray would begin one that takes every actor down for ever."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begun(self, number: int) -> int:
+        self._begun[number] += 1
+        return self._begun[number]
+
+
 class _Actor:
     """What Ray makes on a worker: a model that is loaded when the first row group comes."""
 
-    def __init__(self, begin: Callable[..., Work], arguments: tuple[Any, ...], project: str) -> None:
-        self._begin, self._arguments, self._project = begin, arguments, project
+    def __init__(self, begin: Callable[..., Work], arguments: tuple[Any, ...], project: str, ledger: Any) -> None:
+        self._begin, self._arguments, self._project, self._ledger = begin, arguments, project, ledger
         self._work: Work | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        import ray
+
         content, problem = b"", b""
+        group = Path(batch["file"][0]), int(batch["group"][0])
         try:
+            if ray.get(self._ledger.begun.remote(int(batch["number"][0]))) > ATTEMPTS:
+                raise OutsideError(
+                    f"{group[0]}: {ATTEMPTS} Ray workers were lost over row group {group[1]}; give them more memory "
+                    f"and run it again: what is finished is kept"
+                )
             if self._work is None:
                 os.chdir(self._project)
                 self._work = self._begin(*self._arguments)
-            content = self._work((Path(batch["file"][0]), int(batch["group"][0])))
+            content = self._work(group)
         except PASSED_ON as error:  # raised here, it would be a traceback of Ray's
             problem = pickle.dumps(error)
         return {"number": batch["number"], "content": [content], "error": [problem]}

@@ -19,6 +19,7 @@ from io import BufferedReader
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 
+from stages.download.remote import RemoteFile, opened, size_of
 from stages.download.source import MAX_BYTES
 from stages.errors import InputError
 
@@ -54,7 +55,7 @@ def read_members(path: Path, wanted: Container[str]) -> Iterator[tuple[str, byte
         yield name, stream.read()
 
 
-def open_members(path: Path, wanted: Container[str], max_bytes: int) -> Iterator[tuple[str, "Member"]]:
+def open_members(path: Path | RemoteFile, wanted: Container[str], max_bytes: int) -> Iterator[tuple[str, "Member"]]:
     """(name, content as a stream) of those files in an archive that are `wanted`, in its order.
 
     For files that are too large for :func:`read_members`. A stream can be read until the next step only.
@@ -67,10 +68,10 @@ def open_members(path: Path, wanted: Container[str], max_bytes: int) -> Iterator
     Raises:
         InputError: the archive is damaged or hostile; names it and the member. Reading a stream raises it as well.
     """
-    for name, opened in _entries(path, max_bytes):
+    for name, begin in _entries(path, max_bytes):
         if name in wanted:
             with _named_errors(path, name):
-                stream = opened()
+                stream = begin()
             with stream:
                 yield name, Member(stream, path, name)
 
@@ -94,9 +95,9 @@ class Member:
             return self._stream.peek(size)
 
 
-def _entries(path: Path, max_bytes: int) -> Iterator[tuple[str, Callable[[], BufferedReader]]]:
+def _entries(path: Path | RemoteFile, max_bytes: int) -> Iterator[tuple[str, Callable[[], BufferedReader]]]:
     """(name, how to open it) of every file; it can be read until the next step only."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         magic = file.read(6)
         file.seek(0)
         entries = _zip_entries if magic.startswith(b"PK") else _tar_entries
@@ -106,8 +107,8 @@ def _entries(path: Path, max_bytes: int) -> Iterator[tuple[str, Callable[[], Buf
 def _tar_entries(
     path: Path, file: BinaryIO, magic: bytes, check: "_Checks"
 ) -> Iterator[tuple[str, Callable[[], BufferedReader]]]:
-    opened = next((open_ for start, open_ in _DECOMPRESSORS.items() if magic.startswith(start)), None)
-    guard = _Guard(opened(file) if opened else file, path, check.max_total)
+    unpack = next((open_ for start, open_ in _DECOMPRESSORS.items() if magic.startswith(start)), None)
+    guard = _Guard(unpack(file) if unpack else file, path, check.max_total)
     with _named_errors(path):
         tar = tarfile.open(fileobj=guard, mode="r|")  # noqa: SIM115 - closing it would read on
     while True:
@@ -148,7 +149,7 @@ class _Checks:
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self.path, self.max_bytes = path, max_bytes
-        self.max_total = max(MIN_TOTAL, MAX_RATIO * path.stat().st_size)
+        self.max_total = max(MIN_TOTAL, MAX_RATIO * size_of(path))
         self._names: set[str] = set()
         self._total = 0
 

@@ -4,13 +4,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.download.remote import RemoteFile, opened
 from stages.errors import InputError
 
 #: Rows that are read at a time, and bytes, as far as the metadata tell.
@@ -32,13 +33,17 @@ def named_errors(file: Path) -> Iterator[None]:
         raise InputError(f"{file}: cannot be read as Parquet ({reason}); fetch it again") from None
 
 
-def read_types(file: Path) -> tuple[dict[str, pa.DataType], Any, int]:
+def _source(file: Path | RemoteFile) -> Path | BinaryIO:
+    return opened(file) if isinstance(file, RemoteFile) else file
+
+
+def read_types(file: Path | RemoteFile) -> tuple[dict[str, pa.DataType], Any, int]:
     """The type of each column, the hub's description of the file (None where there is none), and its number of rows.
 
     Raises:
         InputError: the file is damaged, or two columns have the same name.
     """
-    with named_errors(file), pq.ParquetFile(file) as parquet_file:
+    with named_errors(file), pq.ParquetFile(_source(file)) as parquet_file:
         schema, rows = parquet_file.schema_arrow, parquet_file.metadata.num_rows
     types = {field.name: field.type for field in schema}
     if len(types) < len(schema):
@@ -119,7 +124,7 @@ def refuse_several(file: Path, column: str, candidates: Sequence[str]) -> NoRetu
 def batches(file: Path, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(number of its first row, batch) from row `start` on; row groups before it are not read."""
     # Without a buffer a whole row group would be in memory; others make them of gigabytes.
-    with named_errors(file), pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER) as parquet_file:
+    with named_errors(file), pq.ParquetFile(_source(file), pre_buffer=False, buffer_size=BUFFER) as parquet_file:
         metadata = parquet_file.metadata
         ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=int)
         first = int(np.searchsorted(ends, start, side="right"))

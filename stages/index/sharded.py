@@ -7,6 +7,7 @@ or to search it.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -27,6 +28,8 @@ PER_SHARD = 10_000_000
 BLOCK = 2**20
 #: Rows that a thread compares with at least.
 SHARE = 2**16
+#: Bytes of what a thread counts distances with, for some queries at a time.
+COUNTERS = 2**25
 
 #: Rows int64 and distances int32 of some queries, (q, k) each, by distance, then by row.
 Found = tuple[np.ndarray, np.ndarray]
@@ -179,6 +182,8 @@ class ShardedIndex:
                 f"{self.directory}: has codes of {self.manifest.bits} bits, the queries are {codes.dtype} {codes.shape}"
             )
         codes, found = np.ascontiguousarray(codes), none(len(codes))
+        if not len(codes):
+            return found
         numbers = range(len(self.manifest.codes)) if shards is None else shards
         for number in track(numbers, "search", len(numbers)):
             found = merged([found, self._search(number, codes, count)], count)
@@ -194,26 +199,22 @@ class ShardedIndex:
         if (binary.kind_of(index), index.d, index.ntotal) != ("flat", self.manifest.bits, self.manifest.codes[number]):
             raise InputError(f"{file}: is not the index that {MANIFEST} says; {_again(self.directory)}")
         stored = binary.all_codes(index)
-        # Faiss gives each query a thread; where there are fewer queries, the threads share out the rows.
-        shares = 1 if len(codes) >= cores() else max(1, min(cores(), len(stored) // SHARE))
+        # Faiss would share out the queries and have its threads wait for each other after every few thousand rows,
+        # which takes many times as long where they do not have the cores to themselves.
+        shares = max(1, min(cores(), len(stored) // SHARE))
         edges = np.linspace(0, len(stored), shares + 1).astype(int).tolist()
-        if shares == 1:
-            made = [_compared(codes, stored, 0, len(stored), count)]
-        else:
-            made = list(run_threads(
-                lambda i: _on_one_thread(codes, stored, edges[i], edges[i + 1], count), range(shares), shares
-            ))  # fmt: skip
-        rows, distances = merged(made, count)
+        step = max(1, COUNTERS // (8 * (index.d + 1) * min(count, len(stored))))
+        places = [(codes[first : first + step], start, stop) for first in range(0, len(codes), step)
+                  for start, stop in pairwise(edges)]  # fmt: skip
+        made = list(run_threads(lambda place: _compared(stored, count, *place), places, shares))
+        batches = [merged(made[first : first + shares], count) for first in range(0, len(made), shares)]
+        rows, distances = map(np.concatenate, zip(*batches, strict=True))
         return rows + self._first[number], distances
 
 
-def _on_one_thread(codes: np.ndarray, stored: np.ndarray, start: int, stop: int, count: int) -> Found:
+def _compared(stored: np.ndarray, count: int, codes: np.ndarray, start: int, stop: int) -> Found:
+    """Some rows by one thread; counting all distances, instead of keeping heaps, keeps the order of equal ones."""
     faiss.omp_set_num_threads(1)  # of this thread alone, which ends with the search
-    return _compared(codes, stored, start, stop, count)
-
-
-def _compared(codes: np.ndarray, stored: np.ndarray, start: int, stop: int, count: int) -> Found:
-    """Counting all distances, instead of keeping heaps, keeps the order of the rows among equal distances."""
     distances, rows = faiss.knn_hamming(codes, stored[start:stop], min(count, stop - start), variant="mc")
     return rows + start, distances
 

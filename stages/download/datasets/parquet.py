@@ -1,4 +1,4 @@
-"""Image Parquet in the layout of the Hugging Face hub, from this machine or from the hub itself."""
+"""Image Parquet in the layout of the Hugging Face hub, from this machine, an object store or the hub itself."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -11,6 +11,7 @@ from stages.download.config import DatasetOptions, required_path
 from stages.download.datasets.parquet_hub import HUB, Found, find_on_the_hub
 from stages.download.files import find_files, text
 from stages.download.image_parquet import Layout, distinct_labels, read_layout, read_records
+from stages.download.remote import RemoteFile, find_remote, is_remote, remote_states
 from stages.download.source import Record, Source
 from stages.errors import InputError
 from stages.progress import track
@@ -29,7 +30,10 @@ def parquet(options: DatasetOptions) -> Source:
         OutsideError: the hub does not give it.
     """
     path = required_path(options)
-    found = find_on_the_hub(path) if path.startswith(HUB) else _on_this_machine(path, options.workers or cores())
+    if path.startswith(HUB):
+        found = find_on_the_hub(path)
+    else:
+        found = _in_a_store(path) if is_remote(path) else _on_this_machine(path, options.workers or cores())
     layouts = {name: read_layout(file) for name, file in found.files.items()}
     first_name, first = next(iter(layouts.items()))
     for name, layout in layouts.items():
@@ -50,17 +54,24 @@ def parquet(options: DatasetOptions) -> Source:
         size=sum(layout.rows for layout in layouts.values()),
         records=partial(_records, found.files, layouts, values),
         digests=found.digests,
+        identity=found.identity,
         notes=found.notes,
     )
 
 
 def _records(
-    files: Mapping[str, Path], layouts: Mapping[str, Layout], values: np.ndarray, start: int
+    files: Mapping[str, Path | RemoteFile], layouts: Mapping[str, Layout], values: np.ndarray, start: int
 ) -> Iterator[Record]:
     for name, layout in layouts.items():
         if start < layout.rows:
             yield from read_records(name, files[name], layout, values, start)
         start = max(0, start - layout.rows)
+
+
+def _in_a_store(path: str) -> Found:
+    files = find_remote(path, (".parquet",), "Parquet file")
+    name = files[0].url.removesuffix(files[0].name).rstrip("/").rsplit("/", 1)[-1]
+    return Found({file.name: file for file in files}, {}, name, path, identity=remote_states(files))
 
 
 def _on_this_machine(path: str, workers: int) -> Found:

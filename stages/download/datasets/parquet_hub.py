@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.download.files import is_hidden
+from stages.download.remote import RemoteFile
 from stages.download.source import SPLIT_NAMES
 from stages.errors import InputError
 
@@ -17,12 +18,13 @@ HUB = "hf://"
 class Found(NamedTuple):
     """The files that a path means: where each lies by the name that it has there, and what is known of them all."""
 
-    files: Mapping[str, Path]
+    files: Mapping[str, Path | RemoteFile]
     digests: Mapping[str, str]
     name: str
     source: str
     licence: str = ""
     notes: tuple[str, ...] = ()
+    identity: str = ""
 
 
 def find_on_the_hub(path: str) -> Found:

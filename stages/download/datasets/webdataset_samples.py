@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.download.archives import open_members
 from stages.download.files import EXTENSIONS, is_hidden, text
+from stages.download.remote import RemoteFile
 from stages.download.source import MAX_BYTES
 from stages.errors import InputError
 
@@ -32,7 +33,7 @@ class Sample:
         label_files: contents of ``cls`` and ``json``.
     """
 
-    shard: Path
+    shard: Path | RemoteFile
     key: str
     endings: list[str] = field(default_factory=list)
     image: str = ""
@@ -50,7 +51,7 @@ class _Everything:
         return True
 
 
-def read_samples(shard: Path, start: int = 0, pixels: bool = True) -> Iterator[Sample]:
+def read_samples(shard: Path | RemoteFile, start: int = 0, pixels: bool = True) -> Iterator[Sample]:
     """The samples of a shard from number `start` on, without reading those before, or any images unless `pixels`.
 
     Raises:
