@@ -12,7 +12,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,20 +52,18 @@ class Machines:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What Ray's processes log they also say on our standard error, past Python; what Python says there still comes."""
-    if sys.stderr is None or sys.stderr.fileno() != 2:
-        yield
-        return
-    sys.stderr.flush()
+    """Ray says on our outputs what is in its logs, also past Python; only our standard error is still heard."""
     spoken, kept = sys.stderr, os.dup(2)
-    with open(kept, "w", encoding=spoken.encoding, errors=spoken.errors, buffering=1) as aside:
+    spoken.flush()
+    with (
+        open(os.devnull, "w") as nowhere,
+        open(kept, "w", encoding=spoken.encoding, errors=spoken.errors, buffering=1) as heard,
+        redirect_stdout(nowhere), redirect_stderr(heard),
+    ):  # fmt: skip
+        os.dup2(nowhere.fileno(), 2)
         try:
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-            sys.stderr = aside
             yield
         finally:
-            sys.stderr = spoken
             os.dup2(kept, 2)
 
 
