@@ -4,8 +4,8 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +22,7 @@ from scene_shards import pin_scenes_clip, scenes, write_shards
 from stage_runner import ROOT, leftovers, prepare
 
 from stages import ray_pool
-from stages.artifacts import CLIP, CODES, FEATURES, IMAGES, RESUME
+from stages.artifacts import CLIP, CODES, FEATURES, IMAGES, RESUME, Provenance
 from stages.backbone import BackboneConfig, BackboneNet, build_backbone
 from stages.codes import read_codes
 from stages.encode import stage as encode
@@ -35,7 +35,9 @@ from stages.extract.shares import extract_share
 from stages.extract.stage import run
 from stages.features import Features
 from stages.hashnet import save_hashnet
-from stages.params import parse, read_params_file
+from stages.index.sharded import ShardedIndex, build
+from stages.index.sharded_ray import RayShards
+from stages.params import parse
 from stages.ray_pool import Machines, ray_machines, run_row_groups
 
 ray = pytest.importorskip("ray")
@@ -66,43 +68,47 @@ def local_ray() -> Iterator[None]:
 
 
 def params(engine: str, **changes: object) -> Params:
-    options = {"views": 8, "batch_size": 12, "precision": "auto", "workers": 2, "seed": 0, **changes}
+    options = {"views": 4, "batch_size": 12, "precision": "auto", "workers": 2, "seed": 0, **changes}
     return parse(Params, {"device": "cpu", "extract": {"engine": engine, **options}})
 
 
-def actors(of: int) -> list[psutil.Process]:
-    """The processes that encode for the Ray which the process `of` has started."""
+def actors() -> list[psutil.Process]:
+    """The processes of this session's Ray that encode."""
     found = []
-    with suppress(psutil.Error):
-        for process in psutil.Process(of).children(recursive=True):
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
             if "MapWorker" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_same_file_though_a_worker_is_killed(here: Path) -> None:
+def test_ray_writes_the_same_file_though_a_worker_is_killed(
+    here: Path, local_ray: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     """And says nothing."""
-    prepare(here, {"extract": {"engine": "ray"}, "device": "cpu"})
-    own = parse(Params, read_params_file())
-    run(own.model_copy(update={"extract": own.extract.model_copy(update={"engine": "local"})}))
+    run(params("local"))
     expected = FEATURES.read_bytes()
     FEATURES.unlink()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "stages", "extract"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed = None
-    deadline = time.monotonic() + 100
-    while process.poll() is None and not killed:
-        assert time.monotonic() < deadline
-        if list(RESUME.glob("extract-*/*.npz")):  # one has encoded something
-            for killed in actors(process.pid)[:1]:
-                killed.send_signal(signal.SIGKILL)
-        time.sleep(0.005)
-    assert process.communicate(timeout=100) == ("", "")
-    assert process.returncode == 0 and killed
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not killed:
+            if list(RESUME.glob("extract-*/*.npz")):  # one has encoded something
+                for process in actors()[:1]:
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+            time.sleep(0.005)
+
+    watch = threading.Thread(target=kill_one)
+    watch.start()
+    run(params("ray"))
+    watch.join()
+    assert killed
     assert FEATURES.read_bytes() == expected
     assert leftovers(here) == []
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
@@ -131,12 +137,9 @@ def test_ray_goes_on_where_another_engine_stopped(
 
 
 @pytest.mark.slow
-def test_what_always_takes_its_worker_down_ends(
-    local_ray: None, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_pool, "ATTEMPTS", 1)
+def test_what_always_takes_its_worker_down_ends(local_ray: None, workplace: Path) -> None:
     group = {Path("part"): (Path("file"), 0)}
-    with pytest.raises(OutsideError, match=r"file: 1 Ray workers were lost over row group 0; .*run it again") as error:
+    with pytest.raises(OutsideError, match=r"file: 5 Ray workers were lost over row group 0; .*run it again") as error:
         with ray_machines() as machines:
             run_row_groups(os._exit, (1,), group, machines, 1, False, "die")
     assert "\n" not in str(error.value)
@@ -183,3 +186,27 @@ def test_devices_are_those_of_the_cluster() -> None:
     for machines, on_gpu, lacks in ((Machines(4, 0), True, "GPU"), (Machines(0, 2), False, "1 cores")):
         with pytest.raises(OutsideError, match=f"the cluster has no .*{lacks}"):
             run_row_groups(os._exit, (1,), {Path("part"): (Path("file"), 0)}, machines, 1, on_gpu, "die")
+
+
+@pytest.mark.slow
+def test_ray_is_started_for_the_search_of_shards_and_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The last test, since it ends the Ray of the others."""
+    ray.shutdown()
+    monkeypatch.setattr(ray_pool, "cores", lambda: 2)
+    monkeypatch.setattr(ray_pool, "STORE", 100 * 2**20)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+    codes, queries = (np.random.default_rng(seed).integers(0, 256, (n, 2), np.uint8) for seed, n in ((0, 900), (1, 3)))
+    build(tmp_path / "shards", [codes], 200, Provenance("codes"))
+    expected = ShardedIndex(tmp_path / "shards").nearest(queries, 30)
+    with ray_machines() as machines:
+        assert machines == Machines(2, 0)
+        assert signal.getsignal(signal.SIGTERM) is handler
+        index = RayShards(tmp_path / "shards", machines)
+        for _ in range(2):
+            for found, wanted in zip(index.nearest(queries, 30), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+    assert not ray.is_initialized()
+    assert capfd.readouterr() == ("", "")

@@ -185,7 +185,7 @@ class ShardedIndex:
         if not len(codes):
             return found
         numbers = range(len(self.manifest.codes)) if shards is None else shards
-        for number in track(numbers, "search", len(numbers)):
+        for number in numbers:
             found = merged([found, self._search(number, codes, count)], count)
         return found
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from stages.errors import InputError
 from stages.index import sharded
-from stages.index.sharded import ShardedIndex, code_blocks
+from stages.index.sharded import ShardedIndex, code_blocks, merged, none
+from stages.progress import track
 from stages.tables import write_table
 
 
@@ -42,10 +43,13 @@ def search(directory: Path, queries: Path, top: int, output: Path, on_ray: bool)
         with ray_machines() as machines:
             rows, distances = RayShards(directory, machines).nearest(codes, top)
     else:
-        rows, distances = index.nearest(codes, top)
-    count, found = rows.shape
+        found = none(len(codes))
+        for number in track(range(len(index.manifest.codes)), "search", len(index.manifest.codes)):
+            found = merged([found, index.nearest(codes, top, [number])], top)
+        rows, distances = found
+    count, hits = rows.shape
     table = pa.table({
-        "query": np.repeat(np.arange(count), found), "rank": np.tile(np.arange(1, found + 1), count),
+        "query": np.repeat(np.arange(count), hits), "rank": np.tile(np.arange(1, hits + 1), count),
         "row": rows.ravel(), "distance": distances.ravel(),
     })  # fmt: skip
     write_table(table, output, index.manifest.provenance, {"bits": index.manifest.bits})
