@@ -5,6 +5,7 @@ path; what they make comes back and is written here. So the network carries each
 Ray Data feeds the actors, starts those anew that are lost, and gives their row groups to others.
 """
 
+import logging
 import os
 import pickle
 import signal
@@ -135,6 +136,7 @@ def run_row_groups(
     tasks = [{"number": number, "file": str(groups[part][0]), "group": groups[part][1]}
              for number, part in enumerate(parts)]  # fmt: skip
     ledger = ray.remote(num_cpus=0)(_Ledger).remote()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     made = ray.data.from_items(tasks, override_num_blocks=min(len(tasks), BLOCKS)).map_batches(

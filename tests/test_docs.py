@@ -28,7 +28,7 @@ ARCHITECTURE = (DOCS / "architecture.md").read_text(encoding="utf-8")
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 #: Pages with blocks of Python, and the tests that execute them.
-EXECUTED = {"search.md": "test_search.py", "extending.md": "test_extending.py"}
+EXECUTED = {"search.md": "test_search.py", "extending.md": "test_extending.py", "distributed.md": "test_sharded.py"}
 
 
 def commands(page: Path, program: str) -> list[list[str]]:
@@ -112,7 +112,7 @@ def photographed(tmp_path_factory, tiny_run) -> Path:
 
 
 #: Commands that need git, a benchmark of minutes or a terminal; their tests are their own.
-ELSEWHERE = {"benchmark", "compare", "serve", *STAGES} - {"index", "encode", "explain", "report"}
+ELSEWHERE = {"benchmark", "codes", "compare", "serve", *STAGES} - {"index", "encode", "explain", "report"}
 
 
 def executed() -> list[list[str]]:

@@ -1,9 +1,11 @@
 """Codes in shards on disk: the same nearest rows as a comparison with all of them, whatever the shards."""
 
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -189,3 +191,14 @@ def test_from_the_command_line(tmp_path: Path, run_stages: StageRunner) -> None:
     assert (hits["query"], hits["rank"]) == ([0] * 4 + [1] * 4 + [2] * 4, [1, 2, 3, 4] * 3)
     assert "hits are written as .parquet" in run_stages(tmp_path, *search, "hits.txt").error()
     assert "not found" in run_stages(tmp_path, "codes", "search", "none", *search[3:], "hits.parquet").error()
+
+
+def test_the_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``docs/distributed.md``."""
+    monkeypatch.chdir(tmp_path)
+    build(tmp_path / "shards", [random_codes(300)], 100, MADE)
+    np.save("queries.npy", random_codes(2, seed=1))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(compile(blocks[0], "docs/distributed.md", "exec"), scope)
+    np.testing.assert_array_equal(scope["rows"], by_brute_force(random_codes(300), random_codes(2, seed=1), 100)[0])
