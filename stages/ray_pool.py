@@ -135,7 +135,7 @@ def run_row_groups(
     parts = list(groups)
     tasks = [{"number": number, "file": str(groups[part][0]), "group": groups[part][1]}
              for number, part in enumerate(parts)]  # fmt: skip
-    ledger = ray.remote(num_cpus=0)(_Ledger).remote()
+    ledger = ray.remote(num_cpus=0)(_Ledger).remote(ATTEMPTS)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -170,12 +170,13 @@ def _no_answer(address: str | None, error: BaseException) -> OutsideError:
 class _Ledger:
     """How often each row group was begun. Ray would begin one that takes every actor down for ever."""
 
-    def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
+    def __init__(self, attempts: int) -> None:
+        self._attempts, self._begun = attempts, Counter()
 
-    def begun(self, number: int) -> int:
+    def lost(self, number: int) -> int:
+        """The row group begins again: how many actors were lost over it, once these are too many; else 0."""
         self._begun[number] += 1
-        return self._begun[number]
+        return self._attempts if self._begun[number] > self._attempts else 0
 
 
 class _Actor:
@@ -191,10 +192,11 @@ class _Actor:
         content, problem = b"", b""
         group = Path(batch["file"][0]), int(batch["group"][0])
         try:
-            if ray.get(self._ledger.begun.remote(int(batch["number"][0]))) > ATTEMPTS:
+            lost = ray.get(self._ledger.lost.remote(int(batch["number"][0])))
+            if lost:
                 raise OutsideError(
-                    f"{group[0]}: {ATTEMPTS} Ray workers were lost over row group {group[1]}; give them more memory "
-                    f"and run it again: what is finished is kept"
+                    f"{group[0]}: {lost} Ray workers were lost over row group {group[1]}; give them more memory and "
+                    f"run it again: what is finished is kept"
                 )
             if self._work is None:
                 os.chdir(self._project)

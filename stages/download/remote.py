@@ -18,7 +18,7 @@ from stages.errors import InputError, OutsideError
 from stages.offline import offline
 
 #: Stores, and the extra or package that reads each.
-STORES = {"s3": "conceptbits[s3]", "gs": "gcsfs", "az": "adlfs", "sftp": "paramiko"}
+STORES = {"s3": "conceptbits[s3]", "gs": "gcsfs", "az": "adlfs"}
 #: Bytes that are fetched at once while a shard is read from front to back.
 BLOCK = 8 * 2**20
 #: More files than this are not what anybody means.
@@ -62,12 +62,11 @@ def find_remote(path: str, suffixes: tuple[str, ...], what: str) -> list[RemoteF
     with _named(path):
         store = _store(path)
         for pattern in expand_braces(path):
-            listed = _listed(store, store._strip_protocol(pattern))
+            listed = _listed(store, store._strip_protocol(pattern), suffixes)
             if not listed and pattern != path:
                 raise InputError(f"dataset.path: {path}: no {pattern} there; complete the files or correct the braces")
             found |= listed
-    names = sorted(found)
-    chosen = [name for name in names if len(names) == 1 or name.lower().endswith(suffixes)]
+    chosen = sorted(found)
     if not chosen:
         raise InputError(f"dataset.path: {path}: no {what} there")
     if len(chosen) > MAX_FILES:
@@ -83,15 +82,17 @@ def find_remote(path: str, suffixes: tuple[str, ...], what: str) -> list[RemoteF
     ]  # fmt: skip
 
 
-def _listed(store: Any, pattern: str) -> dict[str, dict[str, Any]]:
-    if any(sign in pattern for sign in "*?["):
-        listed = store.glob(pattern, detail=True)
-    else:
-        listed = store.find(pattern, detail=True)
-    depth = len(re.split(r"[*?\[]", pattern)[0].split("/")) - 1
+def _listed(store: Any, pattern: str, suffixes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """What the store says of the file `pattern`, of all that match it, or of those in a folder with these endings."""
+    matches = any(sign in pattern for sign in "*?[")
+    listed = store.glob(pattern, detail=True) if matches else store.find(pattern, detail=True)
+    found = {name: entry for name, entry in listed.items() if entry["type"] == "file" and not name.endswith("/")}
+    if matches or pattern in found:
+        return found
+    depth = len(pattern.split("/"))
     return {
-        name: entry for name, entry in listed.items()
-        if entry["type"] == "file" and entry.get("size") and not any(map(is_hidden, name.split("/")[depth:]))
+        name: entry for name, entry in found.items()
+        if name.lower().endswith(suffixes) and not any(map(is_hidden, name.split("/")[depth:]))
     }  # fmt: skip
 
 
