@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,14 +53,31 @@ def checked_params(name: str) -> Any:
 
 def run_stage(name: str) -> None:
     """Run the stage `name` with the keys of ``params.yaml`` that it reads."""
-    params = checked_params(name)
-    with timed(name, params.model_dump(mode="json")):
-        importlib.import_module(f"stages.{name}.stage").run(params)
-    # DVC notes what the file says when the stage ends; it would take these outputs for those of the new parameters.
-    from stages.params import PARAMS_FILE, parse, read_params_file
+    with _among_others(name) as writes:
+        params = checked_params(name)
+        with timed(name, params.model_dump(mode="json")) if writes else nullcontext():
+            importlib.import_module(f"stages.{name}.stage").run(params)
+        # DVC notes what the file says when the stage ends; it would take these outputs for those of the new parameters.
+        from stages.params import PARAMS_FILE, parse, read_params_file
 
-    if parse(type(params), read_params_file()) != params:
-        raise InputError(f"{PARAMS_FILE}: changed while {name} ran; repeat the command")
+        if parse(type(params), read_params_file()) != params:
+            raise InputError(f"{PARAMS_FILE}: changed while {name} ran; repeat the command")
+
+
+@contextmanager
+def _among_others(name: str) -> Iterator[bool]:
+    """Join the processes that ``torchrun`` started for the stage `name`, if it did; whether this is the one to write.
+
+    Raises:
+        InputError: the stage runs in one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield True
+        return
+    if name != "train":
+        raise InputError(f"{name}: runs in one process (WORLD_SIZE is set); start it without torchrun")
+    with importlib.import_module("stages.train.distributed").joined():
+        yield os.environ["RANK"] == "0"
 
 
 def _register(name: str) -> None:

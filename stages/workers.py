@@ -26,8 +26,9 @@ PASSED_ON = (InputError, OutsideError, OSError, MemoryError)
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: its share where ``torchrun`` started several on this machine."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, there // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def shared_out(items: Sequence[T], workers: int) -> list[Sequence[T]]:

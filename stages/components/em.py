@@ -1,5 +1,8 @@
 """Expectation-maximisation of Gaussian mixtures: over all rows, over batches of them, and its hard form, k-means.
 
+In EM, the rows may be shared out among processes (:class:`stages.components.reduction.Portion`). Then each one takes
+the moments of its own, their sum is that of all rows, and every process makes the same mixture of it.
+
 Sources: Dempster, Laird & Rubin, 1977; over batches, Cappe & Moulines, 2009 (On-line expectation-maximization), section
 2.2; the split of a component keeps its mean and its covariance, as in Ueda et al., 2000 (SMEM), section 3.
 """
@@ -21,6 +24,7 @@ from stages.components.density import (
     quadratic,
     unfit,
 )
+from stages.components.reduction import Portion, Total, alone
 from stages.errors import InputError
 
 #: Gain of mean log-likelihood a row, in nats, below which EM has converged: scikit-learn's.
@@ -47,39 +51,43 @@ Report = Callable[[float], object]
 
 @dataclass(frozen=True)
 class Moments:
-    """What the M-step needs of n rows: R^T f(X - centre), float64 (m1, F), and their total log-likelihood."""
+    """What the M-step needs of rows: R^T f(X - centre), float64 (m1, F), and their total log-likelihood."""
 
     sums: np.ndarray
     centre: np.ndarray
-    n: int
     log_likelihood: float = float("nan")
 
 
 def expect(
     rows: np.ndarray, mixture: Mixture, covariance: Covariance, *, device: str = "cpu", hard: bool = False,
-    centre: np.ndarray | None = None,
+    centre: np.ndarray | None = None, total: Total = alone,
 ) -> Moments:  # fmt: skip
     """The E-step over rows (n, d), without n x m1 in memory; within :func:`one_thread`.
 
     Args:
         hard: every row belongs to its likeliest component.
         centre: what the moments are about (d,); None: the centre of the mixture.
+        total: of the processes that have rows; the moments are those of all.
 
     Raises:
         InputError: the likelihood is not finite, or the mixture is none.
     """
     of = densities(rows, mixture, covariance, device=device, centre=centre)
-    total, sums = 0.0, np.zeros(of.coefficients.shape)
+    found, sums = 0.0, np.zeros(of.coefficients.shape)
     for log_likelihood, part in chunk_by_chunk(of, of.likeliest if hard else of.moments, rows):
-        total += log_likelihood
+        found += log_likelihood
         sums += part
-    if not np.isfinite(total):
+    pooled = total(np.append(sums, found))
+    if not np.isfinite(pooled[-1]):
         raise unfit("its likelihood is not finite")
-    return Moments(sums, of.centre, len(rows), total)
+    return Moments(pooled[:-1].reshape(sums.shape), of.centre, float(pooled[-1]))
 
 
-def require_finite(rows: np.ndarray) -> None:
+def require_finite(rows: np.ndarray, first: int = 0) -> None:
     """Refuse rows (n, d) with values that are not finite numbers.
+
+    Args:
+        first: number of the first row.
 
     Raises:
         InputError: names the first such row.
@@ -87,18 +95,21 @@ def require_finite(rows: np.ndarray) -> None:
     for number, part in enumerate(reduction.blocks(rows)):
         finite = np.isfinite(part).all(axis=1)
         if not finite.all():
-            row = number * reduction.BLOCK + int(finite.argmin())
+            row = first + number * reduction.BLOCK + int(finite.argmin())
             raise InputError(f"components: row {row} of the training images has values that are not finite numbers")
 
 
-def given(rows: np.ndarray, responsibilities: np.ndarray, covariance: Covariance) -> Moments:
-    """The moments of rows (n, d) with given responsibilities (n, m1)."""
-    centre, sums, step = rows.mean(axis=0, dtype=np.float64), 0, 1024
+def given(
+    rows: np.ndarray, responsibilities: np.ndarray, covariance: Covariance, of: Portion | None = None
+) -> Moments:  # fmt: skip
+    """The moments of rows (n, d) with given responsibilities (n, m1); `of` says which of all rows they are."""
+    of = of or Portion.whole(rows)
+    centre, sums, step = of.total(rows.sum(axis=0, dtype=np.float64)) / of.n, 0, 1024
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         features = quadratic(rows[part] - centre, covariance)
         sums = sums + responsibilities[part].T.astype(np.float64) @ features
-    return Moments(sums, centre, len(rows))
+    return Moments(of.total(sums), centre)
 
 
 def maximise(moments: Moments, covariance: Covariance, reg_covar: float) -> Mixture:
@@ -139,9 +150,11 @@ def _positive(matrices: np.ndarray, reg_covar: float) -> np.ndarray:
 
 def fit(
     rows: np.ndarray, start: Mixture, covariance: Covariance, *, iterations: int, reg_covar: float,
-    device: str = "cpu", report: Report = lambda _: None, tolerance: float = TOLERANCE,
+    device: str = "cpu", report: Report = lambda _: None, tolerance: float = TOLERANCE, of: Portion | None = None,
 ) -> Mixture:  # fmt: skip
     """EM over all rows (n, d) from `start`, until the mean log-likelihood a row gains less than `tolerance`.
+
+    Of all rows, `rows` are those that `of` says; without it, they are all.
 
     The likelihood never falls, with one exception. Since the regularisation makes the M-step inexact, a step may lower
     it: then the step is not taken, and EM has converged. The exception are components that are moved, each once at
@@ -151,12 +164,12 @@ def fit(
     """
     mixture = kept = start
     previous, reached = -np.inf, 0
-    moved = np.zeros(len(start.weights), bool)
+    moved, of = np.zeros(len(start.weights), bool), of or Portion.whole(rows)
     with one_thread():
         while reached < iterations:
             reached += 1
-            moments = expect(rows, mixture, covariance, device=device)
-            found = moments.log_likelihood / len(rows)
+            moments = expect(rows, mixture, covariance, device=device, total=of.total)
+            found = moments.log_likelihood / of.n
             report(found)
             if found < previous - ROUNDING * abs(previous):
                 return replace(kept, log_likelihood=previous, converged=True, iterations=reached,
@@ -166,7 +179,7 @@ def fit(
             poor = moments.sums[:, -1] < DEAD
             if converged:
                 poor |= _collapsed(mixture, moments.sums[:, -1], reg_covar)
-            mixture, now = _reseeded(mixture, poor & ~moved, len(rows), reg_covar)
+            mixture, now = _reseeded(mixture, poor & ~moved, of.n, reg_covar)
             moved |= now
             previous = -np.inf if now.any() else found
             if converged and not now.any():
@@ -177,9 +190,11 @@ def fit(
 
 def fit_batches(
     rows: np.ndarray, start: Mixture, covariance: Covariance, *, batch: int, iterations: int, reg_covar: float,
-    seed: int, device: str = "cpu", report: Report = lambda _: None,
+    seed: int, device: str = "cpu", report: Report = lambda _: None, of: Portion | None = None,
 ) -> Mixture:  # fmt: skip
     """EM over random batches of rows (n, d), which may be mapped from a file, from `start`: for very many rows.
+
+    Of all rows, from which the batches are drawn, `rows` are those that `of` says; without it, they are all.
 
     The first iteration is over all rows: batches alone would make the first components from a few rows each, and stay
     with them. Then each batch moves the running moments part of the way to its own, and the mixture follows; a pass
@@ -187,21 +202,24 @@ def fit_batches(
     batches before they are learnt from, and need not rise. Components that are dead, or have collapsed, are moved after
     a pass of batches as in :func:`fit`.
     """
-    n, rng, centre = len(rows), np.random.default_rng(seed), start.centre
+    of = of or Portion.whole(rows)
+    n, rng, centre = of.n, np.random.default_rng(seed), start.centre
+    how = {"device": device, "total": of.total}
     moved, step, reached, converged = np.zeros(len(start.weights), bool), 0, 1, False
     with one_thread():
-        moments = expect(rows, start, covariance, device=device)
+        moments = expect(rows, start, covariance, **how)
         report(previous := moments.log_likelihood / n)
         mixture = maximise(moments, covariance, reg_covar)
         running = _implied(mixture, covariance, n, centre, reg_covar)
         while reached < iterations - 1 and not converged:
             total = 0.0
             for part in np.array_split(rng.permutation(n), max(1, n // batch)):
-                moments = expect(rows[np.sort(part)], mixture, covariance, device=device, centre=centre)
+                mine = np.sort(part[(part >= of.first) & (part < of.first + len(rows))]) - of.first
+                moments = expect(rows[mine], mixture, covariance, centre=centre, **how)
                 total += moments.log_likelihood
                 rate = (step + 2) ** -DECAY
                 running = (1 - rate) * running + rate * n / len(part) * moments.sums
-                mixture = maximise(Moments(running, centre, n), covariance, reg_covar)
+                mixture = maximise(Moments(running, centre), covariance, reg_covar)
                 step += 1
             report(found := total / n)
             converged, previous, reached = found - previous < TOLERANCE, found, reached + 1
@@ -212,7 +230,7 @@ def fit_batches(
                 moved |= now
                 running, converged = _implied(mixture, covariance, n, centre, reg_covar), False
         if reached < iterations:
-            moments = expect(rows, mixture, covariance, device=device)
+            moments = expect(rows, mixture, covariance, **how)
             report(previous := moments.log_likelihood / n)
             mixture, reached = maximise(moments, covariance, reg_covar), reached + 1
     return replace(mixture, log_likelihood=previous, converged=bool(converged), iterations=reached,

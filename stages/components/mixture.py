@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from stages.components import em
 from stages.components.density import Covariance, Mixture, chunk_by_chunk, densities, one_thread
+from stages.components.reduction import Portion
 from stages.errors import InputError
 
 #: What the fine components are: Gaussians by EM, or clusters of k-means.
@@ -62,7 +63,7 @@ def sign(values: np.ndarray) -> np.ndarray:
 def fit_mixture(
     rows: np.ndarray, components: int, *, seed: int, iterations: int = 100, reg_covar: float = 1e-4,
     start: Mixture | None = None, kind: Kind = "gaussian", covariance: Covariance = "diagonal",
-    batch: int | None = None, device: str = "cpu", report: em.Report = lambda _: None,
+    batch: int | None = None, device: str = "cpu", report: em.Report = lambda _: None, of: Portion | None = None,
 ) -> Mixture:  # fmt: skip
     """Fit a Gaussian mixture by EM, or k-means, seeded by k-means++ or warm from `start`.
 
@@ -73,16 +74,16 @@ def fit_mixture(
         batch: rows that an update of the components is made from; None: all.
         device: a device of torch; on the CPU the work is NumPy's, of k-means scikit-learn's.
         report: called with the mean log-likelihood at every iteration.
+        of: which of all rows these are, the others being those of other processes, for Gaussians with a `start`.
 
     Raises:
         InputError: more components than rows, rows that are not finite, or a component without spread.
     """
-    if components > len(rows):
-        raise InputError(
-            f"components.fine: {components} components for {len(rows)} training images; set at most {len(rows)}"
-        )
-    em.require_finite(rows)
-    if batch is not None and batch >= len(rows):
+    of = of or Portion.whole(rows)
+    if components > of.n:
+        raise InputError(f"components.fine: {components} components for {of.n} training images; set at most {of.n}")
+    em.require_finite(rows, of.first)
+    if batch is not None and batch >= of.n:
         batch = None
     if kind == "kmeans" and device == "cpu":
         mixture = _clusters(rows, components, seed=seed, iterations=iterations, start=start, batch=batch)
@@ -91,7 +92,7 @@ def fit_mixture(
         if kind == "kmeans":
             mixture = em.lloyd(rows, begin.means, iterations=iterations, device=device, report=report)
         else:
-            how = {"iterations": iterations, "reg_covar": reg_covar, "device": device, "report": report}
+            how = {"iterations": iterations, "reg_covar": reg_covar, "device": device, "report": report, "of": of}
             if batch is None:
                 return em.fit(rows, begin, covariance, **how)
             return em.fit_batches(rows, begin, covariance, batch=batch, seed=seed, **how)

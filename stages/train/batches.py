@@ -8,21 +8,23 @@ import torch
 from torch import Tensor
 
 from stages.hashnet import Network, relaxed_codes
+from stages.train.distributed import ALONE, Ranks
 
 
 class Batches(Protocol):
-    """The n training images, as the network takes them."""
+    """The n training images, as the network takes them; of several ranks, each has its part of every batch."""
 
     n: int
 
     def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         """All images once, in a random order: for each batch of b, `views` augmented views of each, (views * b, ...),
         and the rows of the images, (views * b,), view by view. What is drawn depends on `seed` alone. 0 views are the
-        images themselves; of pixels it is a single view, since a backbone would learn them by heart.
+        images themselves; of pixels it is a single view, since a backbone would learn them by heart. A rank gets the
+        views of its part of the b images, and the rows of all.
         """
 
     def all_codes(self, net: Network) -> Tensor:
-        """Relaxed codes (n, K) of the unaugmented images, on the training device."""
+        """Relaxed codes (n, K) of the unaugmented images, on the training device; of the rank's part of the images."""
 
 
 class CachedViews:
@@ -32,8 +34,8 @@ class CachedViews:
         views: (V, n, dim) of the augmented views; images: (n, dim) of the images themselves.
     """
 
-    def __init__(self, views: Tensor, images: Tensor, batch_size: int) -> None:
-        self.views, self.images, self.batch_size = views, images, batch_size
+    def __init__(self, views: Tensor, images: Tensor, batch_size: int, ranks: Ranks = ALONE) -> None:
+        self.views, self.images, self.batch_size, self.ranks = views, images, batch_size, ranks
         self.n = len(images)
 
     def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -44,11 +46,13 @@ class CachedViews:
             if views:
                 drawn = drawn_views(len(self.views), views, len(rows), generator)
                 stored, places = self.views.flatten(0, 1), (drawn * self.n + rows).flatten()
+            if self.ranks.world > 1:
+                places = places[self.ranks.places(len(rows), max(views, 1))]
             inputs = stored.index_select(0, places.to(stored.device))
             yield inputs, rows.to(stored.device).repeat(max(views, 1))
 
     def all_codes(self, net: Network) -> Tensor:
-        return relaxed_codes(net, self.images)
+        return relaxed_codes(net, self.images[self.ranks.part(self.n)])
 
 
 def number_of_batches(n: int, batch_size: int) -> int:

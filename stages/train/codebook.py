@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from stages.progress import track
+from stages.train.distributed import ALONE, Ranks, bounds
 
 #: Of the cosine of two codes. Codes of images with nothing in common have about 0, and one of 32 bits is 1/16.
 SHARPNESS, THRESHOLD = 10.0, 0.2
@@ -50,14 +51,16 @@ class Codebook:
         self._sample = semantics.rows(features[np.sort(rng.permutation(len(features))[:SAMPLE])])
         self.codes = fit_codes(semantics.relevance(self._sample, self._sample), bits, rng)
 
-    def encode(self, features: np.ndarray) -> np.ndarray:
-        """Codes float32 (n, bits) in {-1, +1} of images with unit features (n, dim)."""
+    def encode(self, features: np.ndarray, ranks: Ranks = ALONE) -> np.ndarray:
+        """Codes float32 (n, bits) in {-1, +1} of images with unit features (n, dim), which ranks share out."""
+        chunks = range(0, len(features), CHUNK)
+        mine = chunks[ranks.part(len(chunks))]  # whole ones: a product of other rows may round otherwise
         codes = np.empty((len(features), self.codes.shape[1]), np.float32)
-        starts = range(0, len(features), CHUNK)
-        for start in track(starts, "target codes", len(starts)):
+        for start in track(mine, "target codes", len(mine)):
             part = slice(start, start + CHUNK)
             relevance = self._semantics.relevance(self._semantics.rows(features[part]), self._sample)
             codes[part] = descend(self.codes[relevance.argmax(axis=1)], relevance, self.codes)
+        ranks.complete(codes, [min(edge * CHUNK, len(codes)) for edge in bounds(len(chunks), ranks.world)])
         return codes
 
 

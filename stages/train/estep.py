@@ -18,7 +18,8 @@ from stages.components.mixture import (
     fit_mixture,
     sign,
 )
-from stages.components.reduction import regularisation
+from stages.components.reduction import Portion, regularisation
+from stages.train.distributed import ALONE, Ranks
 
 #: EM iterations of one E-step; it starts from the components of the round before.
 ITERATIONS = 20
@@ -46,10 +47,10 @@ class CodeComponents:
         return self.fine / self.fine.sum(dim=1, keepdim=True)
 
 
-def _implied(codes: np.ndarray, posterior: np.ndarray, options: Options) -> Mixture:
-    """The mixture in code space that the responsibilities (n, m1) imply for codes (n, K): one M-step of EM."""
-    moments = given(codes, posterior, options.covariance)
-    return maximise(moments, options.covariance, regularisation(codes, options.reg_covar))
+def _implied(codes: np.ndarray, posterior: np.ndarray, options: Options, of: Portion) -> Mixture:
+    """The mixture in code space that the responsibilities (b, m1) imply for codes (b, K): one M-step of EM."""
+    moments = given(codes, posterior, options.covariance, of)
+    return maximise(moments, options.covariance, regularisation(codes, options.reg_covar, of.total))
 
 
 def _components(posterior: np.ndarray, mixture: Mixture, labels: np.ndarray, coarse_means: np.ndarray,
@@ -62,27 +63,48 @@ def _components(posterior: np.ndarray, mixture: Mixture, labels: np.ndarray, coa
     return CodeComponents(*(torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays))
 
 
-def first_components(codes: Tensor, first: Components) -> CodeComponents:
-    """Components of the features, their centres placed among the codes (n, K) that the network has by now."""
-    mixture = _implied(codes.cpu().numpy(), first.posterior, first.options)
+def first_components(codes: Tensor, first: Components, ranks: Ranks = ALONE) -> CodeComponents:
+    """Components of the features, their centres placed among the codes (n, K) that the network has by now.
+
+    Args:
+        codes: of several ranks, those of this one's part of the images.
+    """
+    of, posterior = ranks.portion(len(first.train_id)), first.posterior
+    found = _implied(codes.cpu().numpy(), posterior[of.first : of.first + len(codes)], first.options, of)
+    mixture = ranks.first(lambda: found)  # of processors that round in other ways, the first's
     n_coarse = int(first.coarse_labels.max()) + 1
     one_hot = np.eye(n_coarse)[first.coarse_labels]
     coarse_means = one_hot.T @ mixture.means / np.maximum(one_hot.sum(axis=0), 1)[:, None]
-    return _components(first.posterior, mixture, first.coarse_labels, coarse_means, codes.device)
+    return _components(posterior, mixture, first.coarse_labels, coarse_means, codes.device)
 
 
-def e_step(codes: Tensor, before: CodeComponents, options: Options, seed: int) -> CodeComponents:
+def e_step(
+    codes: Tensor, before: CodeComponents, options: Options, seed: int, ranks: Ranks = ALONE
+) -> CodeComponents:  # fmt: skip
     """Re-estimate the components on codes (n, K), warm from the responsibilities of the round before.
 
+    Of several ranks, each one computes the densities of its own part of the images; EM adds up their moments. K-means
+    is the first rank's, on the codes of all.
+
     Args:
+        codes: of several ranks, those of this one's part of the images.
         options: how the components of the features were made; those of the codes are of the same kind.
     """
-    rows, device = codes.cpu().numpy(), str(codes.device)
-    start = _implied(rows, before.posterior.cpu().numpy(), options)
-    mixture = fit_mixture(
-        rows, len(start.weights), seed=seed, iterations=ITERATIONS, reg_covar=regularisation(rows, options.reg_covar),
-        start=start, kind=options.mixture, covariance=options.covariance, batch=options.batch, device=device,
-    )  # fmt: skip
-    posterior = assign(rows, mixture, options.assignment, device)
-    hierarchy = coarse_level(mixture.means, len(before.coarse_prior), seed)
+    rows, device, n = codes.cpu().numpy(), str(codes.device), len(before.fine)
+    of = ranks.portion(n)
+    posterior = before.posterior[of.first : of.first + len(rows)].cpu().numpy()
+    start = _implied(rows, posterior, options, of)
+    how = {
+        "seed": seed, "iterations": ITERATIONS, "reg_covar": regularisation(rows, options.reg_covar, of.total),
+        "start": start, "kind": options.mixture, "covariance": options.covariance, "batch": options.batch,
+        "device": device,
+    }  # fmt: skip
+    if options.mixture == "kmeans":
+        everything = ranks.gathered(rows, n)
+        mixture = ranks.first(lambda: fit_mixture(everything, len(start.weights), **how))
+    else:
+        found = fit_mixture(rows, len(start.weights), of=of, **how)
+        mixture = ranks.first(lambda: found)
+    posterior = ranks.gathered(assign(rows, mixture, options.assignment, device), n)
+    hierarchy = ranks.first(lambda: coarse_level(mixture.means, len(before.coarse_prior), seed))
     return _components(posterior, mixture, hierarchy.labels, hierarchy.centres, codes.device)

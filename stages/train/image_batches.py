@@ -19,6 +19,7 @@ from stages.hashnet import Network, relaxed_codes
 from stages.images import ImageShards, decode, read_row_group
 from stages.progress import track
 from stages.train.batches import batches
+from stages.train.distributed import ALONE, Ranks
 
 #: Size of the blur's kernel in UHSCM's released training.
 BLUR = 3
@@ -94,34 +95,39 @@ class AugmentedBatches(Items):
 
 
 class PlainBatches(Items):
-    """Item i: the images of rows i * step and on, as they are encoded: uint8 (b, 3, size, size)."""
+    """Item i: the images of `rows`, from i * step on, as they are encoded: uint8 (b, 3, size, size)."""
 
-    def __init__(self, images: StoredImages, size: int, step: int) -> None:
-        self.images, self.size, self.step = images, size, step
+    def __init__(self, images: StoredImages, rows: range, size: int, step: int) -> None:
+        self.images, self.rows, self.size, self.step = images, rows, size, step
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.step)
+        return -(-len(self.rows) // self.step)
 
     def item(self, index: int) -> Tensor:
-        rows = range(index * self.step, min((index + 1) * self.step, len(self.images)))
+        rows = self.rows[index * self.step : (index + 1) * self.step]
         return torch.stack([evaluation_pixels(self.images.decoded(row), self.size) for row in rows])
 
 
 class ImageBatches:
     """:class:`stages.train.batches.Batches` of images."""
 
-    def __init__(self, images: StoredImages, size: int, batch_size: int, workers: int, device: torch.device) -> None:
-        self.images, self.size, self.batch_size = images, size, batch_size
+    def __init__(
+        self, images: StoredImages, size: int, batch_size: int, workers: int, device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        self.images, self.size, self.batch_size, self.ranks = images, size, batch_size, ranks
         self.read, self.device = partial(in_order, workers=workers, yielding=device.type == "cpu"), device
         self.n = len(images)
 
     def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         views = max(views, 1)
         parts = list(batches(self.n, self.batch_size, torch.Generator().manual_seed(seed)))
-        with closing(self.read(AugmentedBatches(self.images, parts, self.size, views, seed))) as made:
+        mine = [rows[self.ranks.part(len(rows))] for rows in parts]
+        with closing(self.read(AugmentedBatches(self.images, mine, self.size, views, seed))) as made:
             for rows, images in zip(parts, made, strict=True):
                 yield images.to(self.device), rows.repeat(views).to(self.device)
 
     def all_codes(self, net: Network) -> Tensor:
-        with closing(self.read(PlainBatches(self.images, self.size, net.CHUNK))) as made:
+        rows = range(self.n)[self.ranks.part(self.n)]
+        with closing(self.read(PlainBatches(self.images, rows, self.size, net.CHUNK))) as made:
             return torch.cat([relaxed_codes(net, images.to(self.device)) for images in made])

@@ -15,6 +15,7 @@ from stages.images import ImageShards
 from stages.pinned_backbone import WEIGHTS, PinnedBackbone
 from stages.train.batches import Batches, CachedViews
 from stages.train.config import Params
+from stages.train.distributed import ALONE, Ranks
 from stages.train.methods.registry import METHODS
 from stages.train.streamed import Rows, StreamedRows, StreamedTensor, StreamedViews, fits
 from stages.workers import cores
@@ -34,20 +35,20 @@ def shown(method: str, features: Features) -> int:
     return features.n_views if METHODS[method].views else 1
 
 
-def head(params: Params, features: Features, images: Rows) -> tuple[HashNet, Batches]:
+def head(params: Params, features: Features, images: Rows, ranks: Ranks = ALONE) -> tuple[HashNet, Batches]:
     """A head and the cached views, in memory if the `images` are; `features` stay open for as long as it is trained."""
     # A head's products are too small to share among cores, and one thread gives the same bits on any machine.
     torch.set_num_threads(1)
     net = HashNet(HashNetConfig(features.dim, params.train.hidden, params.bits, params.method)).to(images.device)
     if isinstance(images, StreamedTensor):
-        return net, StreamedViews(features, params.train.batch_size, images.device)
+        return net, StreamedViews(features, params.train.batch_size, images.device, ranks)
     views = torch.from_numpy(features.views()).to(images.device) if METHODS[params.method].views else images[None]
-    return net, CachedViews(views, images, params.train.batch_size)
+    return net, CachedViews(views, images, params.train.batch_size, ranks)
 
 
 def backbone(params: Params, pinned: PinnedBackbone, shards: ImageShards, features: Features, directory: Path,
-             device: torch.device) -> tuple[BackboneNet, Batches]:  # fmt: skip
-    """A backbone with its pinned weights, and the training images, which are copied into `directory`.
+             device: torch.device, ranks: Ranks = ALONE) -> tuple[BackboneNet, Batches]:  # fmt: skip
+    """A backbone with its pinned weights, and the training images, of which each machine has a copy in `directory`.
 
     Raises:
         InputError: there is none, it does not take images of that size or of this data set, or cannot be trained so.
@@ -76,8 +77,10 @@ def backbone(params: Params, pinned: PinnedBackbone, shards: ImageShards, featur
     from stages.train.image_batches import ImageBatches, store  # with torchvision, which a head needs not
 
     workers = cores() if options.workers is None else options.workers
-    images = store(shards, directory / "images.bin")
-    return net, ImageBatches(images, size, params.train.batch_size, workers, device)
+    images = store(shards, directory / "images.bin") if ranks.local == 0 else None
+    images = ranks.first(lambda: images)  # and not before it lies there
+    ranks.wait()
+    return net, ImageBatches(images, size, params.train.batch_size, workers, device, ranks)
 
 
 def image_size(pinned: PinnedBackbone, asked: int | None) -> int:

@@ -35,6 +35,7 @@ from stages.train import networks
 from stages.train.batches import Batches
 from stages.train.candidates import read_candidates
 from stages.train.config import Params
+from stages.train.distributed import Ranks, current
 from stages.train.methods.objective import Inputs, Objective
 from stages.train.methods.registry import METHODS
 from stages.train.trainer import train
@@ -45,7 +46,8 @@ LOST_WORKER = "train.backbone.workers: set fewer of them, or a smaller train.bat
 
 def run(params: Params) -> None:
     """Read the features and what the method trains on beside them, write ``models/hashnet`` and ``reports/train``."""
-    device = resolve_device(params.device)
+    ranks = current()
+    device = ranks.device(resolve_device(params.device))
     first, shards, pinned = read_components(), ImageShards(), read_pinned_backbone()
     whole = params.train.network == "backbone"
     with Features() as features:
@@ -65,23 +67,34 @@ def run(params: Params) -> None:
             *([BACKBONE / CONFIG] if whole else []),
         )]  # fmt: skip
         unfinished = resume_directory("train", [*contents, provenance.to_json()])
+        ranks.require_same(unfinished.name)
         seed_everything(params.seed)
         images = networks.training_images(params.method, features, device)
         net, data = (
-            networks.backbone(params, pinned, shards, features, unfinished, device) if whole
-            else networks.head(params, features, images)
+            networks.backbone(params, pinned, shards, features, unfinished, device, ranks) if whole
+            else networks.head(params, features, images, ranks)
         )  # fmt: skip
         objective = METHODS[params.method](
-            Inputs(images, first, similarity, params.train, params.bits, params.seed, distribution, concepts)
+            Inputs(images, first, similarity, params.train, params.bits, params.seed, distribution, concepts, ranks)
         )
         del images, first, similarity, distribution  # the objective has what it needs of them, they grow with n
-        fit(net.train(), data, objective, params, unfinished / "checkpoint.pt")
-    save_hashnet(net, provenance)
-    shutil.rmtree(unfinished)
+        fit(net.train(), data, objective, params, unfinished / "checkpoint.pt", ranks)
+    if ranks.is_first:
+        save_hashnet(net, provenance)
+        shutil.rmtree(unfinished)
+    ranks.wait()
+    if not ranks.is_first:
+        shutil.rmtree(unfinished, ignore_errors=True)  # on other machines
 
 
-def fit(net: Network, data: Batches, objective: Objective, params: Params, checkpoint: Path) -> None:
+def fit(
+    net: Network, data: Batches, objective: Objective, params: Params, checkpoint: Path, ranks: Ranks
+) -> None:  # fmt: skip
     """Train `net`, write the curves."""
+    if not ranks.is_first:
+        with naming_lost_workers(LOST_WORKER):
+            train(net, data, objective, params.train, params.seed, checkpoint, lambda losses: None, ranks)
+        return
     with replacing_directory(CURVES) as curves:
         # No context of its own: on Ctrl-C its end may wait for ever for a thread that was not told of its work.
         live = Live(str(curves), dvcyaml=None, save_dvc_exp=False, report=None)
@@ -92,7 +105,7 @@ def fit(net: Network, data: Batches, objective: Objective, params: Params, check
             live.next_step()
 
         with naming_lost_workers(LOST_WORKER):
-            train(net, data, objective, params.train, params.seed, checkpoint, log)
+            train(net, data, objective, params.train, params.seed, checkpoint, log, ranks)
         live.end()
 
 

@@ -14,6 +14,7 @@ from stages.artifacts import damaged
 from stages.features import Features
 from stages.hashnet import Network, relaxed_codes
 from stages.train.batches import drawn_views, number_of_batches
+from stages.train.distributed import ALONE, Ranks
 
 #: Bytes of stored features that are in memory at a time. Features that altogether take no more are not streamed.
 WINDOW = 2**29
@@ -57,10 +58,11 @@ class StreamedTensor:
     def __getitem__(self, rows: Tensor) -> Tensor:
         return torch.from_numpy(self.rows[rows.cpu().numpy()]).to(self.device)
 
-    def split(self, size: int) -> Iterator[Tensor]:
-        """All rows in order, `size` at a time."""
-        for start in range(0, len(self), size):
-            yield torch.from_numpy(self.rows[start : start + size]).to(self.device)
+    def split(self, size: int, of: slice = slice(None)) -> Iterator[Tensor]:
+        """All rows in order, or those `of` a slice, `size` at a time."""
+        first, stop, _ = of.indices(len(self))
+        for start in range(first, stop, size):
+            yield torch.from_numpy(self.rows[start : min(start + size, stop)]).to(self.device)
 
 
 #: Training features, wherever they are.
@@ -75,8 +77,10 @@ def array_of(rows: Rows) -> np.ndarray | StreamedRows:
 class StreamedViews:
     """:class:`stages.train.batches.Batches` of cached features on disk."""
 
-    def __init__(self, features: Features, batch_size: int, device: torch.device) -> None:
-        self.features, self.batch_size, self.device = features, batch_size, device
+    def __init__(
+        self, features: Features, batch_size: int, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:  # fmt: skip
+        self.features, self.batch_size, self.device, self.ranks = features, batch_size, device, ranks
         self.n = len(features.train_id)
 
     def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -95,7 +99,8 @@ class StreamedViews:
             finite = torch.tensor(True, device=self.device)
             for places in parts:
                 rows = torch.from_numpy(images[places.numpy()]).to(self.device)
-                chosen = (places_of_views + places).flatten().to(self.device)
+                mine = places[self.ranks.part(len(places))]
+                chosen = (places_of_views + mine).flatten().to(self.device)
                 inputs = window.index_select(0, chosen).float()
                 length = torch.linalg.vector_norm(inputs, dim=1, keepdim=True)
                 finite &= length.isfinite().all()
@@ -118,8 +123,9 @@ class StreamedViews:
                 buffer[shown, place:end] = self.features.stored_view(view, start, stop)
 
     def all_codes(self, net: Network) -> Tensor:
-        codes = torch.empty(self.n, net.config.bits, device=self.device)
-        parts = StreamedTensor(StreamedRows(self.features), self.device).split(net.CHUNK)
+        part_of_rank = self.ranks.part(self.n)
+        codes = torch.empty(part_of_rank.stop - part_of_rank.start, net.config.bits, device=self.device)
+        parts = StreamedTensor(StreamedRows(self.features), self.device).split(net.CHUNK, part_of_rank)
         for part, rows in zip(codes.split(net.CHUNK), parts, strict=True):
             part.copy_(relaxed_codes(net, rows))
         return codes

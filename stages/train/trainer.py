@@ -19,7 +19,9 @@ from stages.hashnet import Network
 from stages.progress import progress_bar
 from stages.train.batches import Batches, number_of_batches
 from stages.train.config import Train
+from stages.train.distributed import ALONE, Ranks
 from stages.train.methods.objective import Objective
+from stages.train.whole_batch import Replica
 
 History = list[dict[str, float]]
 
@@ -84,7 +86,7 @@ class MeanLosses:
 
 def train(
     net: Network, data: Batches, objective: Objective, options: Train, seed: int, checkpoint: Path,
-    log: Callable[[dict[str, float]], None],
+    log: Callable[[dict[str, float]], None], ranks: Ranks = ALONE,
 ) -> None:  # fmt: skip
     """Train `net` in place.
 
@@ -93,13 +95,16 @@ def train(
         checkpoint: a file that training resumes from when it exists. Every random choice depends on (seed, epoch), so
             a resumed training gives the same network as an undisturbed one.
         log: takes the mean losses of each finished epoch, including those before a resume.
+        ranks: that train together. The first one reads and writes the checkpoint, which is the same whatever their
+            number; so is the network, up to rounding.
     """
     steps = number_of_batches(data.n, options.batch_size)
+    ranks.require_enough(data.n // steps)
     groups = parameter_groups(net, objective, options.lr)
     optimizer, schedule = make_optimizer(groups, options, options.epochs * steps)
     history: History = []
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=next(net.parameters()).device, weights_only=True)
+    if unfinished := ranks.opened(checkpoint):
+        saved = torch.load(unfinished, map_location=next(net.parameters()).device, weights_only=True)
         net.load_state_dict(saved["net"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -107,6 +112,7 @@ def train(
         history = saved["history"]
         for losses in history:
             log(losses)
+    replica = Replica(net, objective.parameters(), ranks)
     with progress_bar("train", options.epochs) as bar:
         bar.advance(len(history))
         for epoch in range(len(history), options.epochs):
@@ -116,10 +122,10 @@ def train(
             means = MeanLosses()
             with closing(data.epoch(objective.views, seed_of_epoch)) as steps_of_epoch:
                 for inputs, rows in steps_of_epoch:
-                    terms = objective.terms(net(inputs), rows)
+                    terms = objective.terms(replica(inputs, len(rows) // max(objective.views, 1)), rows)
                     loss = torch.stack(list(terms.values())).sum()
                     optimizer.zero_grad()
-                    loss.backward()
+                    replica.backward(loss)
                     optimizer.step()
                     schedule.step()
                     means.add({"loss": loss, **terms})
@@ -131,7 +137,7 @@ def train(
             history.append({**losses, "learning_rate": schedule.get_last_lr()[0]})
             log(history[-1])
             bar.advance(note=f"loss {losses['loss']:.4f}")
-            if (epoch + 1) % options.checkpoint == 0:
+            if (epoch + 1) % options.checkpoint == 0 and ranks.is_first:
                 with writing(checkpoint) as target:
                     torch.save({
                         "net": net.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),

@@ -21,15 +21,16 @@ class Dsch(Objective):
 
     def __init__(self, inputs: Inputs) -> None:
         self.first, self.options, self.seed = inputs.components, inputs.options.dsch, inputs.seed
+        self.ranks = inputs.ranks
         self.components: CodeComponents | None = None
 
     def begin_epoch(self, epoch: int, all_codes: Callable[[], Tensor]) -> None:
         if epoch % self.options.round:
             return
         if epoch < self.options.warmup * self.options.round:
-            self.components = first_components(all_codes(), self.first)
+            self.components = first_components(all_codes(), self.first, self.ranks)
         else:
-            self.components = e_step(all_codes(), self.components, self.first.options, self.seed)
+            self.components = e_step(all_codes(), self.components, self.first.options, self.seed, self.ranks)
 
     def terms(self, codes: Tensor, rows: Tensor) -> Terms:
         options, parts, t = self.options, self.components, self.options.temperature

@@ -1,5 +1,6 @@
 """Both ideas in one: concepts, or components, say which images are relevant to each other, and that makes the codes."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 from stages.train.codebook import Codebook
 from stages.train.methods.objective import Inputs, Objective, Terms
 from stages.train.semantics import SharedComponents, SharedConcepts
-from stages.train.streamed import array_of
+from stages.train.streamed import StreamedRows, array_of
 
 #: Keeps the cross-entropy of a decided bit finite.
 MARGIN = 1e-5
@@ -26,13 +27,17 @@ class Fused(Objective):
     uses_distribution = True
 
     def __init__(self, inputs: Inputs) -> None:
-        options, features = inputs.options.fused, array_of(inputs.features)
+        features = array_of(inputs.features)
+        codebook = inputs.ranks.first(lambda: self._codebook(inputs, features))
+        self.target = torch.from_numpy(codebook.encode(features, inputs.ranks)).to(inputs.features.device)
+
+    def _codebook(self, inputs: Inputs, features: np.ndarray | StreamedRows) -> Codebook:
+        options = inputs.options.fused
         if inputs.distribution is None:
             semantics = SharedComponents(features, options.components, inputs.seed)
         else:
             semantics = SharedConcepts(features, inputs.distribution, options.presence, inputs.seed)
-        codebook = Codebook(semantics, features, inputs.bits, inputs.seed)
-        self.target = torch.from_numpy(codebook.encode(features)).to(inputs.features.device)
+        return Codebook(semantics, features, inputs.bits, inputs.seed)
 
     def terms(self, codes: Tensor, rows: Tensor) -> Terms:
         return {"bits": bit_loss(codes, self.target[rows])}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stages.components.artifact import Components
 from stages.similarity.matrix import SimilarityMatrix
 from stages.train.config import Train
+from stages.train.distributed import ALONE, Ranks
 from stages.train.streamed import Rows
 
 Terms = dict[str, Tensor]
@@ -28,6 +29,7 @@ class Inputs:
         distribution: of each training image over the concepts, (n, m); None unless the method uses it, and where there
             are no concepts.
         concepts: text features (m, dim) of the candidate concepts, unit rows; None unless the method needs them.
+        ranks: that train together, each with all of the above.
     """
 
     features: Rows
@@ -38,6 +40,7 @@ class Inputs:
     seed: int
     distribution: np.ndarray | None = None
     concepts: np.ndarray | None = None
+    ranks: Ranks = ALONE
 
 
 class Objective:
@@ -59,10 +62,14 @@ class Objective:
         """Prepare what does not change during the training."""
 
     def begin_epoch(self, epoch: int, all_codes: Callable[[], Tensor]) -> None:
-        """Re-estimate what depends on the relaxed codes (n, K) of all training images."""
+        """Re-estimate what depends on the relaxed codes (n, K) of all training images; of several ranks, each one is
+        given the codes of its part of the images.
+        """
 
     def terms(self, codes: Tensor, rows: Tensor) -> Terms:
-        """Weighted terms, to be summed, of relaxed codes (views * b, K) of the images `rows` (views * b,)."""
+        """Weighted terms, to be summed, of relaxed codes (views * b, K) of the images `rows` (views * b,): of the whole
+        batch, in every rank.
+        """
         raise NotImplementedError
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -70,7 +77,7 @@ class Objective:
         return ()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep, :meth:`parameters` included."""
+        """What a checkpoint must keep, :meth:`parameters` included; of several ranks, the same in all."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,162 @@
+"""A network that several ranks train as one that sees the whole batch: what its layers do over rows, they share.
+
+Layers that look at one row at a time need nothing. Batch normalisation takes its moments over the rows of all ranks,
+and dropout draws for the rows of all.
+
+Source: Ioffe & Szegedy, 2015 (arXiv 1502.03167), section 3; pooled moments: Chan, Golub & LeVeque, 1979.
+"""
+
+import warnings
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
+
+from stages.errors import InputError
+from stages.train.distributed import Ranks, gather
+
+#: Functions that draw which entries to drop.
+DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+
+
+class Replica:
+    """The network as a rank trains it; one process alone trains the network itself."""
+
+    def __init__(self, net: nn.Module, others: Iterable[nn.Parameter], ranks: Ranks) -> None:
+        """Bring the network of the first rank to all.
+
+        Args:
+            others: parameters outside of the network, whose gradients all ranks compute of the whole batch.
+        """
+        self.ranks, self.others, self.net = ranks, list(others), net
+        self._mode: AbstractContextManager[Any] = nullcontext()
+        if ranks.world > 1:
+            device = next(net.parameters()).device
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a name that changed in 2.14
+                # A static graph allows for parameters that a backbone does not use, and activations computed again.
+                self.net = DistributedDataParallel(
+                    net, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False,
+                    static_graph=True,
+                )  # fmt: skip
+
+    def __call__(self, inputs: Tensor, count: int) -> Tensor:
+        """Relaxed codes (views * count, K) of a batch of `count` images, of which `inputs` are this rank's part."""
+        if self.ranks.world == 1:
+            return self.net(inputs)
+        part = self.ranks.part(count)
+        views = len(inputs) // (part.stop - part.start)
+        self._mode = _WholeBatch(self.ranks.places(count, views), views * count)
+        with self._mode:
+            codes = self.net(inputs)
+        return gather(codes, self.ranks, count)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the whole batch's loss, the same in all ranks."""
+        with self._mode:  # activations may be computed again
+            loss.backward()
+        if self.ranks.world > 1:
+            for parameter in self.others:  # as equal as rounding lets them be; unequal ones would drift apart
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.ranks.world
+
+
+class _WholeBatch(TorchFunctionMode):
+    """Within it, what a layer does over the rows of a batch, it does over those of all ranks.
+
+    Args:
+        places: of the rows of this rank among all `total`.
+    """
+
+    def __init__(self, places: Tensor, total: int) -> None:
+        super().__init__()
+        self.places, self.total = places, total
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        if func in DROPOUT:
+            return self._dropout(func, *args, **kwargs)
+        if func is torch.Tensor.bernoulli_:
+            return self._bernoulli(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _dropout(self, func: Any, rows: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0:
+            return func(rows, p, training, inplace)
+        kept = self._mine(func(self._of_all(rows).fill_(1), p))
+        return rows.mul_(kept) if inplace else rows * kept
+
+    def _bernoulli(self, rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As paths are dropped."""
+        return rows.copy_(self._mine(self._of_all(rows).bernoulli_(*args, **kwargs)))
+
+    def _of_all(self, rows: Tensor) -> Tensor:
+        """Room for as many numbers as one process would draw. A row of the batch may be several of the tensor's."""
+        several, rest = divmod(len(rows), len(self.places))
+        if rest:
+            raise InputError("train.network: this backbone draws numbers that do not go with the rows of a batch; "
+                             "train it in one process")  # fmt: skip
+        return rows.new_empty(self.total * several, *rows.shape[1:])
+
+    def _mine(self, drawn: Tensor) -> Tensor:
+        return drawn.unflatten(0, (self.total, -1))[self.places.to(drawn.device)].flatten(0, 1)
+
+
+def _batch_norm(
+    inputs: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """:func:`torch.nn.functional.batch_norm` of (b, C, ...) over the rows of all ranks."""
+    if not training:
+        return F.batch_norm(inputs, running_mean, running_var, weight, bias, training, momentum, eps)
+    normalised, mean, variance, n = _Normalised.apply(inputs, eps)
+    if running_mean is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean), momentum)
+            running_var.lerp_((variance * n / (n - 1)).to(running_var), momentum)
+    shape = (-1, *[1] * (inputs.dim() - 2))
+    if weight is not None:
+        normalised = normalised * weight.view(shape)
+    if bias is not None:
+        normalised = normalised + bias.view(shape)
+    return normalised.to(inputs.dtype)
+
+
+class _Normalised(torch.autograd.Function):
+    """Inputs (b, C, ...) less their mean, by their standard deviation; mean, variance (C,) and n of all ranks' rows."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
+        dims, shape = [0, *range(2, rows.dim())], (-1, *[1] * (rows.dim() - 2))
+        own = rows.mean(dims)
+        count = own.new_tensor([rows.numel() / rows.shape[1]])
+        moments = torch.cat([count, own, (rows - own.view(shape)).square().sum(dims)])
+        found = [torch.empty_like(moments) for _ in range(dist.get_world_size())]
+        dist.all_gather(found, moments)
+        counts, means, squares = torch.stack(found).split([1, len(own), len(own)], dim=1)
+        n = counts.sum()
+        mean = (counts * means).sum(0) / n
+        variance = (squares + counts * (means - mean).square()).sum(0) / n
+        scale = (variance + eps).rsqrt()
+        normalised = (rows - mean.view(shape)) * scale.view(shape)
+        ctx.save_for_backward(normalised, scale, n)
+        ctx.mark_non_differentiable(mean, variance, n)
+        return normalised, mean, variance, n
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        normalised, scale, n = ctx.saved_tensors
+        dims, shape = [0, *range(2, gradient.dim())], (-1, *[1] * (gradient.dim() - 2))
+        sums = torch.stack([gradient.sum(dims), (gradient * normalised).sum(dims)])
+        dist.all_reduce(sums)
+        mean, along = (part.view(shape) for part in sums / n)
+        return (gradient - mean - normalised * along) * scale.view(shape), None

@@ -1,0 +1,80 @@
+"""Several ranks on this machine, forked from one process that has imported everything; Gloo talks by the loopback."""
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+#: Seconds until ranks that do not end are given up.
+PATIENCE = 100
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a rank ended; a negative exit code is a signal."""
+
+    exitcode: int
+    stderr: str
+
+
+def launch(directories: Sequence[Path], work: Callable[..., None], *arguments: Any) -> list[Ended]:
+    """Run ``work(*arguments)``, a function of a module, in a rank for each of the directories, as torchrun would.
+
+    Each one is that of a machine; ranks with the same one are on the same machine.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stages.__main__", "stages.train.stage", "dvclive", "torch._dynamo", "training_run"])
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    ranks = []
+    try:
+        for rank, directory in enumerate(directories):
+            variables = {
+                "RANK": rank, "WORLD_SIZE": len(directories), "LOCAL_RANK": directories[:rank].count(directory),
+                "LOCAL_WORLD_SIZE": directories.count(directory), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+            ranks.append(context.Process(target=_become, args=(variables, str(directory), work, arguments)))
+            ranks[-1].start()
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    for process in ranks:
+        process.join(PATIENCE)
+    for process in ranks:
+        process.kill()
+        process.join()
+    written = [directory / f"stderr-{rank}" for rank, directory in enumerate(directories)]
+    found = [Ended(process.exitcode, file.read_text()) for process, file in zip(ranks, written, strict=True)]
+    for file in written:
+        file.unlink()
+    return found
+
+
+def _become(variables: dict[str, Any], directory: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    os.chdir(directory)
+    file = os.open(f"stderr-{variables['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 2)
+    sys.stderr = os.fdopen(file, "w", buffering=1)
+    torch.set_num_threads(1)
+    work(*arguments)
+
+
+def command(*arguments: str, before: Callable[[], None] | None = None) -> None:
+    """``python -m stages`` with these arguments, in a rank; `before` prepares the process for it."""
+    from stages import __main__ as program
+
+    if before:
+        before()
+    sys.argv = ["stages", *arguments]
+    program.main()
