@@ -76,6 +76,7 @@ def _among_others(name: str) -> Iterator[bool]:
         return
     if name != "train":
         raise InputError(f"{name}: runs in one process (WORLD_SIZE is set); start it without torchrun")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in one line, not in fifty
     with importlib.import_module("stages.train.distributed").joined():
         yield os.environ["RANK"] == "0"
 

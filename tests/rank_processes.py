@@ -2,13 +2,16 @@
 
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+from stages import __main__ as program
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,17 +33,16 @@ def launch(directories: Sequence[Path], work: Callable[..., None], *arguments: A
     Each one is that of a machine; ranks with the same one are on the same machine.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stages.__main__", "stages.train.stage", "dvclive", "torch._dynamo", "training_run"])
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    context.set_forkserver_preload(["stages.__main__", "stages.train.stage", "torch._dynamo", "training_run"])
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # kept by the agent of torchrun
     before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     ranks = []
     try:
         for rank, directory in enumerate(directories):
             variables = {
                 "RANK": rank, "WORLD_SIZE": len(directories), "LOCAL_RANK": directories[:rank].count(directory),
-                "LOCAL_WORLD_SIZE": directories.count(directory), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "LOCAL_WORLD_SIZE": directories.count(directory), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
+                "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0,
             }  # fmt: skip
             ranks.append(context.Process(target=_become, args=(variables, str(directory), work, arguments)))
             ranks[-1].start()
@@ -59,8 +61,6 @@ def launch(directories: Sequence[Path], work: Callable[..., None], *arguments: A
 
 
 def _become(variables: dict[str, Any], directory: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    import torch
-
     os.environ.update({name: str(value) for name, value in variables.items()})
     os.chdir(directory)
     file = os.open(f"stderr-{variables['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -70,11 +70,9 @@ def _become(variables: dict[str, Any], directory: str, work: Callable[..., None]
     work(*arguments)
 
 
-def command(*arguments: str, before: Callable[[], None] | None = None) -> None:
-    """``python -m stages`` with these arguments, in a rank; `before` prepares the process for it."""
-    from stages import __main__ as program
-
+def command(stage: str, before: Callable[[], None] | None = None) -> None:
+    """``python -m stages STAGE`` in a rank; `before` prepares the process for it."""
     if before:
         before()
-    sys.argv = ["stages", *arguments]
+    sys.argv = ["stages", stage]
     program.main()

@@ -60,7 +60,11 @@ def params(method: str = "fused", **changes: Any):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered scenes and all that the stages before the training make of them; only to be read."""
-    directory = tmp_path_factory.mktemp("scenes")
+    return scene_inputs(tmp_path_factory.mktemp("scenes"))
+
+
+def scene_inputs(directory: Path) -> Path:
+    """Write them."""
     with chdir(directory):
         write_shards(directory, scenes(COUNT), IS_TRAIN, group=10)
         weights.pin_clip(Clip(model="scenes-clip", pretrained="embedded"))

@@ -15,9 +15,10 @@ NEED_TORCH = {
     "stages.scenes.model", "stages.scenes.train_clip", "stages.scenes.zero_shot", "stages.tower",
     "stages.weights.backbone_pinning", "stages.weights.backbone_source", "stages.weights.checkpoint",
     "stages.weights.pinning", "stages.weights.source",
-    "stages.train.batches", "stages.train.binarise", "stages.train.estep", "stages.train.image_batches",
-    "stages.train.losses", "stages.train.networks", "stages.train.semantics", "stages.train.stage",
-    "stages.train.streamed", "stages.train.trainer",
+    "stages.train.batches", "stages.train.binarise", "stages.train.codebook", "stages.train.distributed",
+    "stages.train.estep", "stages.train.image_batches", "stages.train.losses", "stages.train.networks",
+    "stages.train.semantics", "stages.train.stage", "stages.train.streamed", "stages.train.trainer",
+    "stages.train.whole_batch",
     "stages.benchmark.cells", "stages.benchmark.dvc_queue", "stages.benchmark.search", "stages.benchmark.stage",
     "stages.benchmark.work",
 }  # fmt: skip

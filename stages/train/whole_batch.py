@@ -7,8 +7,7 @@ Source: Ioffe & Szegedy, 2015 (arXiv 1502.03167), section 3; pooled moments: Cha
 """
 
 import warnings
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from stages.errors import InputError
 from stages.train.distributed import Ranks, gather
 
+#: Layers that do something over the rows of a batch; and the name of one more, which is timm's and others'.
+SHARING, DROPS_PATHS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd), "DropPath"
 #: Functions that draw which entries to drop.
 DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 
@@ -35,8 +36,11 @@ class Replica:
             others: parameters outside of the network, whose gradients all ranks compute of the whole batch.
         """
         self.ranks, self.others, self.net = ranks, list(others), net
-        self._mode: AbstractContextManager[Any] = nullcontext()
         if ranks.world > 1:
+            self._batch = _WholeBatch()
+            for module in net.modules():
+                if isinstance(module, SHARING) or type(module).__name__ == DROPS_PATHS:
+                    module.forward = self._batch.within(module.forward)
             device = next(net.parameters()).device
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a name that changed in 2.14
                 # A static graph allows for parameters that a backbone does not use, and activations computed again.
@@ -51,15 +55,12 @@ class Replica:
             return self.net(inputs)
         part = self.ranks.part(count)
         views = len(inputs) // (part.stop - part.start)
-        self._mode = _WholeBatch(self.ranks.places(count, views), views * count)
-        with self._mode:
-            codes = self.net(inputs)
-        return gather(codes, self.ranks, count)
+        self._batch.places, self._batch.total = self.ranks.places(count, views), views * count
+        return gather(self.net(inputs), self.ranks, count)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the whole batch's loss, the same in all ranks."""
-        with self._mode:  # activations may be computed again
-            loss.backward()
+        loss.backward()
         if self.ranks.world > 1:
             for parameter in self.others:  # as equal as rounding lets them be; unequal ones would drift apart
                 if parameter.grad is not None:
@@ -70,13 +71,21 @@ class Replica:
 class _WholeBatch(TorchFunctionMode):
     """Within it, what a layer does over the rows of a batch, it does over those of all ranks.
 
-    Args:
+    Attributes:
         places: of the rows of this rank among all `total`.
     """
 
-    def __init__(self, places: Tensor, total: int) -> None:
-        super().__init__()
-        self.places, self.total = places, total
+    places: Tensor
+    total: int
+
+    def within(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`forward` of a layer within this, whenever that is: activations may be computed again for the gradients."""
+
+        def inside(*args: Any, **kwargs: Any) -> Tensor:
+            with self:
+                return forward(*args, **kwargs)
+
+        return inside
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
