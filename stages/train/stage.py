@@ -1,6 +1,8 @@
 """Read features (and images), similarity and components, train, write the network and the training curves."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -91,21 +93,26 @@ def fit(
     net: Network, data: Batches, objective: Objective, params: Params, checkpoint: Path, ranks: Ranks
 ) -> None:  # fmt: skip
     """Train `net`, write the curves."""
+    with curves(ranks) as log, naming_lost_workers(LOST_WORKER):
+        train(net, data, objective, params.train, params.seed, checkpoint, log, ranks)
+
+
+@contextmanager
+def curves(ranks: Ranks) -> Iterator[Callable[[dict[str, float]], None]]:
+    """What takes the losses of an epoch; the first rank writes them when the block has ended well."""
     if not ranks.is_first:
-        with naming_lost_workers(LOST_WORKER):
-            train(net, data, objective, params.train, params.seed, checkpoint, lambda losses: None, ranks)
+        yield lambda losses: None
         return
-    with replacing_directory(CURVES) as curves:
+    with replacing_directory(CURVES) as directory:
         # No context of its own: on Ctrl-C its end may wait for ever for a thread that was not told of its work.
-        live = Live(str(curves), dvcyaml=None, save_dvc_exp=False, report=None)
+        live = Live(str(directory), dvcyaml=None, save_dvc_exp=False, report=None)
 
         def log(losses: dict[str, float]) -> None:
             for name, value in losses.items():
                 live.log_metric(name, value)
             live.next_step()
 
-        with naming_lost_workers(LOST_WORKER):
-            train(net, data, objective, params.train, params.seed, checkpoint, log, ranks)
+        yield log
         live.end()
 
 

@@ -91,7 +91,9 @@ class DuhEg(Objective):
     def __init__(self, inputs: Inputs) -> None:
         self.options = inputs.options.duh_eg
         device, dim = inputs.features.device, inputs.features.shape[1]
-        bank = noun_bank(inputs.concepts, self.options.clusters, self.options.representative, inputs.seed)
+        bank = inputs.ranks.first(
+            lambda: noun_bank(inputs.concepts, self.options.clusters, self.options.representative, inputs.seed)
+        )
         nouns = torch.from_numpy(inputs.concepts[bank]).to(device)
         matched = MatchedRows(inputs.features, nouns, self.options.matching)
         self.external = matched[slice(None)] if isinstance(inputs.features, Tensor) else matched
