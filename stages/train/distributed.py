@@ -11,6 +11,7 @@ One process is its own first and only rank: nothing is sent then.
 import io
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -244,6 +245,7 @@ def _one_voice(store: Any, rank: int) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to all when one has ended, and this one does
         # NCCL's errors are of that type; Gloo's have the names of its files.
         lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         if not _speaks(store, rank, lost):
