@@ -31,9 +31,7 @@ lint: install
 
 # Each is a command of its own, too: python benchmarks/NAME.py.
 bench: install
-	for name in conversion evaluation mixture similarity extraction search serve sharded_search training scaling distributed whole; do \
-		python benchmarks/$$name.py || exit; \
-	done
+	for script in $(filter-out %/harness.py,$(wildcard benchmarks/*.py)); do python $$script || exit; done
 
 # Resolves the versions of pyproject.toml for every platform and Python from 3.11 on.
 lock:

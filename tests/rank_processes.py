@@ -42,7 +42,7 @@ def launch(directories: Sequence[Path], work: Callable[..., None], *arguments: A
             variables = {
                 "RANK": rank, "WORLD_SIZE": len(directories), "LOCAL_RANK": directories[:rank].count(directory),
                 "LOCAL_WORLD_SIZE": directories.count(directory), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
-                "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0,
+                "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0, "GLOO_SOCKET_IFNAME": "lo",
             }  # fmt: skip
             ranks.append(context.Process(target=_become, args=(variables, str(directory), work, arguments)))
             ranks[-1].start()

@@ -351,8 +351,8 @@ def test_torchrun_trains_a_backbone(tmp_path_factory: pytest.TempPathFactory, tm
     write_params(two, options.model_dump(mode="json"))
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "stages", "train"],
-        cwd=two, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=200,
+        cwd=two, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert leftovers(two) == [] and (two / "reports/timings/train.json").exists()

@@ -2,7 +2,8 @@
 
 Reads data/features.h5, data/images and models/backbone, data/similarity.parquet, data/components.h5 and
 data/concepts.parquet, writes models/hashnet and the training curves under reports/train. train.network: head trains on
-the features, backbone end to end on the images. A killed training goes on at its last checkpoint.
+the features, backbone end to end on the images. A killed training goes on at its last checkpoint. torchrun starts it
+on several GPUs or machines.
 """
 
 from typing import Literal
