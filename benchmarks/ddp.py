@@ -38,7 +38,7 @@ from stages.train.methods.objective import Inputs, Objective
 from stages.train.trainer import train
 
 #: Images that the head is trained on, in an epoch of so many steps.
-IMAGES, STEPS = 4096, {128: 32, 1024: 4}
+IMAGES, STEPS = 16_384, {128: 128, 1024: 16}
 #: Of the backbone: images of an epoch, pixels, and images of a batch.
 PICTURES, PIXELS, BATCH = 96, 64, 32
 #: Of the E-step: codes, bits, components.
