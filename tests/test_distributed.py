@@ -39,6 +39,7 @@ from stages.train.methods.registry import METHODS
 from stages.train.stage import CURVES, run
 from stages.train.streamed import StreamedViews
 from stages.train.whole_batch import Replica
+from stages.workers import cores
 
 #: AdamW divides a gradient by its size, and that of the bias before a batch normalisation is nothing but rounding.
 SGD = {"optimizer": "sgd", "lr": 0.1}
@@ -325,6 +326,28 @@ def test_errors_are_told_once(inputs: Path, tmp_path: Path) -> None:
     (machines[1] / COMPONENTS).unlink()
     ended = launch(machines, command, "train")
     assert [rank.exitcode for rank in ended] == [2, 2] and sum(bool(rank.stderr) for rank in ended) == 1
+
+
+def test_every_rank_of_a_machine_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated: there is none here."""
+    taken: list[int] = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [str(Ranks(rank, 4, rank % 2).device(gpu)) for rank in (2, 3)] == ["cuda:0", "cuda:1"]
+    assert taken == [0, 1]
+    assert (ALONE.device(gpu), Ranks(3, 4, 3).device(cpu)) == (gpu, cpu)
+    with pytest.raises(InputError, match=r"^device: process 3 of a machine with 2 GPUs; .*--nproc-per-node"):
+        Ranks(2, 4, 2).device(gpu)
+    with pytest.raises(InputError, match=r"^device: mps trains in one process alone; set cpu$"):
+        Ranks(0, 2, 0).device(torch.device("mps"))
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(1, 6), (2, 3), (4, 1), (99, 1)])
+def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch, ranks: int, share: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert cores() == share
 
 
 def test_stages_in_one_process_say_so(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Ranks:
                 dist.broadcast(torch.from_numpy(rows[start:stop]), src=rank)
 
     def first(self, make: Callable[[], T]) -> T:
-        """What the first rank makes, for all; what cannot be pickled is for one process alone."""
+        """What the first rank makes, for all; between ranks it is pickled."""
         if self.world == 1:
             return make()
         made = [make() if self.is_first else None]
