@@ -49,8 +49,7 @@ def run(params: Params) -> None:
         )  # fmt: skip
         if not dataset.has_labels:
             print(f"baselines: {NO_LABELS}")
-            write_baseline_precision(np.empty(0, np.int64), {}, provenance)
-            _write({}, {"labels": False, "note": NO_LABELS}, provenance)
+            _write({}, np.empty(0, np.int64), {"labels": False, "note": NO_LABELS}, provenance)
             return
 
         shards = ImageShards()
@@ -67,8 +66,6 @@ def run(params: Params) -> None:
             encode = fit(train, params.bits, np.random.default_rng(params.seed))
             query, database = (rows(features, ids, lambda x: pack(encode(x))) for ids in (query_id, database_id))  # noqa: B023
             results[name] = evaluate_codes(query, database, *measured)
-        precision = {name: result.query_precision for name, result in results.items()}
-        write_baseline_precision(query_id, precision, provenance)
         references = {"feature_cosine": unit_rows}
         if concepts := concept_rows(provenance):
             references["concept_cosine"] = concepts
@@ -76,7 +73,7 @@ def run(params: Params) -> None:
             query, database = (rows(features, ids, represent) for ids in (query_id, database_id))
             results[name] = evaluate_vectors(query, database, *measured)
     split = protocol_row(dataset)
-    _write(results, {name: {**metrics_dict(result), **split} for name, result in results.items()}, provenance)
+    _write(results, query_id, {name: {**metrics_dict(result), **split} for name, result in results.items()}, provenance)
 
 
 def rows(features: Features, ids: np.ndarray, represent: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -111,11 +108,15 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _write(results: dict[str, Retrieval], report: dict[str, object], provenance: Provenance) -> None:
+def _write(
+    results: dict[str, Retrieval], query_id: np.ndarray, report: dict[str, object], provenance: Provenance
+) -> None:
     write_csv(BASELINES_PRECISION_RECALL, ("method", "recall", "precision"), (
         (name, *point[1:]) for name, result in results.items() for point in precision_recall_rows(result)
     ))  # fmt: skip
     write_csv(BASELINES_PRECISION_AT_N, ("method", "n", "precision"), (
         (name, *point) for name, result in results.items() for point in precision_at_rows(result)
     ))  # fmt: skip
+    precision = {name: result.query_precision for name, result in results.items() if result.query_precision}
+    write_baseline_precision(query_id, precision, provenance)
     write_report(BASELINES, report, provenance)
