@@ -83,7 +83,7 @@ def damage(original: bytes) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-@few_or_many(25, 1500)
+@few_or_many(60, 5000)
 def test_images(examples, kind):
     """An image is decoded to RGB, or a ValueError says why not."""
 
@@ -157,7 +157,7 @@ def everything_below(place: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", COLLECTIONS)
-@few_or_many(6, 250)
+@few_or_many(40, 2500)
 def test_damaged_collections(examples, name, tmp_path, workplace):
     (tmp_path / "given").mkdir()
     path = tmp_path / "given" / COLLECTIONS[name][0]
@@ -182,7 +182,7 @@ names = st.one_of(
 
 
 @pytest.mark.parametrize("name", ["imagefolder", "webdataset"])
-@few_or_many(6, 250)
+@few_or_many(40, 2500)
 def test_names_in_archives(examples, name, tmp_path, workplace):
     """Nothing is written where a name points to."""
     path = tmp_path / "photos.tar"
@@ -245,7 +245,7 @@ def _value(kind: pa.DataType) -> Any:
 
 
 @pytest.mark.parametrize("name", ["parquet", "embeddings"])
-@few_or_many(8, 400)
+@few_or_many(40, 2500)
 def test_parquet_schemas(examples, name, tmp_path, workplace):
     def reads(table: pa.Table) -> None:
         pq.write_table(table, tmp_path / "some.parquet")
@@ -262,7 +262,7 @@ arrays = st.one_of(
 )  # fmt: skip
 
 
-@few_or_many(8, 400)
+@few_or_many(40, 2500)
 def test_hdf5_schemas(examples, tmp_path, workplace):
     def reads(content: dict[str, Any]) -> None:
         with h5py.File(tmp_path / "some.h5", "w") as file:
@@ -279,7 +279,7 @@ def test_hdf5_schemas(examples, tmp_path, workplace):
 texts = st.one_of(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=8).map("\n".join))
 
 
-@few_or_many(30, 1500)
+@few_or_many(60, 5000)
 def test_vocabularies(examples, tmp_path):
     def reads(data: bytes) -> None:
         (tmp_path / "words").write_bytes(data)
@@ -289,7 +289,7 @@ def test_vocabularies(examples, tmp_path):
           examples, reads)  # fmt: skip
 
 
-@few_or_many(8, 300)
+@few_or_many(40, 2500)
 def test_captions(examples, tmp_path, workplace):
     """Lists of images with any text in their columns."""
     for number in range(3):

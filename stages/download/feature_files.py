@@ -163,7 +163,7 @@ def _opened(path: Path) -> Iterator[_Arrays]:
     try:
         with h5py.File(path) as file:
             yield _hdf5_arrays(path, file)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # a damaged file may raise any of them
         raise InputError(f"{path}: cannot be read as HDF5 ({_reason(error)}); fetch or write it again") from None
 
 
