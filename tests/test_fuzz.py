@@ -23,14 +23,20 @@ import yaml
 from download_run import params
 from hypothesis import HealthCheck, given, settings
 from picture import picture
+from small_run import write_small_run
 from stage_runner import ROOT
 
 from stages.__main__ import STAGES
+from stages.artifacts import CODES, COMPONENTS, CONCEPTS, DATASET, FEATURES, IMAGES
+from stages.codes import read_codes
+from stages.components.artifact import read_components
 from stages.download.stage import run as download
 from stages.errors import InputError, OutsideError
-from stages.images import decode
+from stages.features import Features
+from stages.images import ImageShards, decode, read_dataset, read_row_group
 from stages.mine.vocabulary import read_vocabulary
 from stages.params import parse, read_params_file
+from stages.tables import read_table
 
 #: What may end a command: one line for the user. Anything else would be a traceback.
 CLEAR = (InputError, OutsideError, OSError)
@@ -199,6 +205,47 @@ def test_names_in_archives(examples, name, tmp_path, workplace):
         assert not Path("/tmp/conceptbits-out.png").exists()
 
     check(st.lists(st.tuples(names, st.booleans()), min_size=1, max_size=6), examples, reads)
+
+
+# ---- artifacts
+
+
+def every_image() -> None:
+    shards = ImageShards()
+    shards.columns(["labels"])
+    for group in shards.row_groups():
+        try:
+            for _, _, data in read_row_group(*group):
+                decode(data)
+        except (pa.ArrowException, ValueError):  # their callers tell
+            pass
+
+
+def every_feature() -> None:
+    with Features() as features:
+        features.images()
+        features.views()
+
+
+#: By artifact: what reads it. Of a folder a file.
+READERS: dict[Path, Callable[[], object]] = {
+    FEATURES: every_feature, CODES: read_codes, COMPONENTS: read_components, DATASET: read_dataset,
+    CONCEPTS: lambda: read_table(CONCEPTS, {"concept": pa.string(), "kept": pa.bool_(), "text_feature": None}),
+    IMAGES / "images-00000.parquet": every_image,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", READERS, ids=str)
+@few_or_many(60, 5000)
+def test_damaged_artifacts(examples, path, workplace):
+    write_small_run()
+    READERS[path]()
+
+    def reads(data: bytes) -> None:
+        path.write_bytes(data)
+        clearly(READERS[path])
+
+    check(damage(path.read_bytes()), examples, reads)
 
 
 # ---- schemas
