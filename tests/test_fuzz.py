@@ -236,7 +236,7 @@ READERS: dict[Path, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("path", READERS, ids=str)
-@few_or_many(60, 5000)
+@few_or_many(60, 2000)
 def test_damaged_artifacts(examples, path, workplace):
     write_small_run()
     READERS[path]()
