@@ -190,7 +190,7 @@ def test_killed_in_the_middle_the_commands_yield_the_same_bytes(project: Path, r
     undisturbed = FEATURES.read_bytes()
     FEATURES.unlink()
     for event, *options in ((9, "--shard", "0/1"), (3, "--merge")):
-        result = run_stages(project, "extract", *options, events=True, kill_at_event=event)
+        result = run_stages(project, "extract", *options, events=True, at_event=event)
         assert result.returncode == -9, result.stderr
         assert not FEATURES.exists()
         if "--shard" in options:
