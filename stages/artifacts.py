@@ -261,8 +261,9 @@ def replacing_directory(path: Path) -> Iterator[Path]:
                 path.unlink(missing_ok=True)
             os.replace(temporary, path)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            with _signals_deferred():  # the deleting, which takes time, is not left half done
+                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _beside(path: Path) -> dict[str, Any]:
