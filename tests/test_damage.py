@@ -164,7 +164,7 @@ def noticed_when_asked(disturbed, path, how, number, outcome):
     result = disturbed.run()
     came = outcome_of(result)
     if came == "refused":
-        assert result.stderr.startswith(f"error: {path}"), result.stderr
+        assert path in result.stderr  # at its beginning, or as what another artifact does not belong to
         assert nothing_made(directory, disturbed.stage)
     elif any(content(directory / made) != expected for made, expected in disturbed.expected.items()):
         came = "unnoticed"
