@@ -3,6 +3,7 @@
 import os
 import socket
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 
 from pydantic import ValidationError
@@ -51,18 +52,16 @@ def run(page: Page, searcher: Searcher, listening: socket.socket) -> None:
     name, port = listening.getsockname()[:2]
     hosts = ["127.0.0.1", "localhost", "[::1]", page.host] if page.is_loopback else None
     app = make_app(answers, hosts)
-    shown = f"[{name}]" if ":" in name else name
-    print(f"http://{shown}:{port} shows {answers.title}; Ctrl-C ends it", flush=True)
-    if not page.is_loopback:
-        print("whoever can reach this address can search here: there is no login", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=30,
         server_header=False, ws="none", timeout_graceful_shutdown=5,
     )  # fmt: skip
-    try:
+    shown = f"[{name}]" if ":" in name else name
+    with suppress(KeyboardInterrupt):  # how it is ended
+        print(f"http://{shown}:{port} shows {answers.title}; Ctrl-C ends it", flush=True)
+        if not page.is_loopback:
+            print("whoever can reach this address can search here: there is no login", flush=True)
         uvicorn.Server(config).run([listening])
-    except KeyboardInterrupt:  # how it is ended
-        return
 
 
 def bound(page: Page) -> socket.socket:
