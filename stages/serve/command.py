@@ -57,11 +57,18 @@ def run(page: Page, searcher: Searcher, listening: socket.socket) -> None:
         server_header=False, ws="none", timeout_graceful_shutdown=5,
     )  # fmt: skip
     shown = f"[{name}]" if ":" in name else name
+
+    class Announced(uvicorn.Server):
+        """Says where the page is once it is there, and heeds Ctrl-C itself."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"http://{shown}:{port} shows {answers.title}; Ctrl-C ends it", flush=True)
+            if not page.is_loopback:
+                print("whoever can reach this address can search here: there is no login", flush=True)
+
     with suppress(KeyboardInterrupt):  # how it is ended
-        print(f"http://{shown}:{port} shows {answers.title}; Ctrl-C ends it", flush=True)
-        if not page.is_loopback:
-            print("whoever can reach this address can search here: there is no login", flush=True)
-        uvicorn.Server(config).run([listening])
+        Announced(config).run([listening])
 
 
 def bound(page: Page) -> socket.socket:
