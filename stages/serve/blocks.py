@@ -16,13 +16,10 @@ from stages.serve.config import MAX_RERANK, MAX_TEXT, MAX_TOP, MAX_UPLOAD, TOP
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "Consolas", "Menlo", "monospace")
 
-HEAD = (
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    '<link rel="stylesheet" href="page.css"><script src="page.js" defer></script>'
-)
+HEAD = '<link rel="stylesheet" href="page.css"><script src="page.js" defer></script>'
 
 DROP = """
-<label id="cb-drop" for="cb-file" data-limit="{limit}">
+<label id="cb-drop" for="cb-file" data-limit="{limit}" data-top="{top}">
   <input id="cb-file" type="file" accept="image/*">
   <span><strong>Choose a photo</strong>, drop it here, or paste it</span>
 </label>
@@ -53,7 +50,7 @@ def blocks(title: str) -> gr.Blocks:
         with gr.Row(elem_id="cb-main"):
             with gr.Column(elem_id="cb-left"):
                 with gr.Column(elem_id="cb-ask"):
-                    place(DROP.format(limit=MAX_UPLOAD))
+                    place(DROP.format(limit=MAX_UPLOAD, top=TOP))
                     text = gr.Textbox(
                         label="Text", placeholder="a dog and a boat", elem_id="cb-text", submit_btn="Search",
                         max_length=MAX_TEXT,

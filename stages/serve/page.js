@@ -3,7 +3,7 @@
 (() => {
   "use strict";
 
-  const state = { ask: null, top: 20, rerank: 0, turn: 0, own: null, wait: 0 };
+  const state = { ask: null, top: 0, rerank: 0, turn: 0, own: null, wait: 0 };
   const find = (selector, from = document) => from.querySelector(selector);
 
   // ---- asking
@@ -412,6 +412,7 @@
   const ready = () => {
     const section = find("#cb-map");
     if (!section || !find("#cb-results") || !find("#cb-drop")) return false;
+    state.top = Number(find("#cb-drop").dataset.top);
     map.start(section);
     fromAddress();
     return true;
