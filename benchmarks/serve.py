@@ -95,9 +95,11 @@ def alone(found: Encoder, images: list[bytes], one: list[float], many: list[floa
                 seconds.append((time.perf_counter() - start) / count)
 
 
-async def visitor(port: int, images: list[bytes], pause: float, until: float, seconds: list[float]) -> int:
+async def visitor(
+    number: int, port: int, images: list[bytes], pause: float, until: float, seconds: list[float]
+) -> int:  # fmt: skip
     """Search again and again until then; the errors met. `seconds` gets what each answer took."""
-    draw, errors = random.Random(id(seconds)), 0
+    draw, errors = random.Random(number), 0
     await asyncio.sleep(draw.uniform(0, pause))  # they do not come all at once
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.perf_counter() < until:
@@ -126,7 +128,7 @@ async def load(port: int, images: list[bytes], users: int, pause: float, duratio
     seconds: list[float] = []
     start = time.perf_counter()
     errors = await asyncio.gather(
-        *(visitor(port, images, pause, start + duration, seconds) for _ in range(users))
+        *(visitor(number, port, images, pause, start + duration, seconds) for number in range(users))
     )  # fmt: skip
     took = time.perf_counter() - start
     return {"answers": len(seconds), "errors": sum(errors), "per_second": len(seconds) / took,
