@@ -170,8 +170,12 @@ def codes_of(directory: Path) -> np.ndarray:
 
 
 def assert_same_training(found: Path, expected: Path) -> None:
-    np.testing.assert_allclose(curve(found), curve(expected), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(codes_of(found), codes_of(expected), atol=1e-5)
+    assert_same_weights(found, expected)
+
+
+def assert_same_weights(found: Path, expected: Path) -> None:
+    np.testing.assert_allclose(curve(found), curve(expected), rtol=1e-5, atol=1e-5)
     weights, wanted = (load_file(place / HASHNET / "model.safetensors") for place in (found, expected))
     for name, value in wanted.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-5)
@@ -364,22 +368,27 @@ def test_variables_that_do_not_tell_of_the_others_are_named(monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_torchrun_trains_a_backbone(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    """From the images, with decoding processes."""
+def test_ranks_train_a_backbone_from_its_images(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """With decoding processes; ranks of a machine share the copy of the images."""
     source = test_backbone_training.scene_inputs(tmp_path_factory.mktemp("scenes"))
     one, two = (shutil.copytree(source, tmp_path / name) for name in ("one", "two"))
-    options = test_backbone_training.params("dsch", backbone={"workers": 1}, epochs=3)
+    options = test_backbone_training.params("dsch", backbone={"workers": 1})
     with chdir(one):
         run(options)
     write_params(two, options.model_dump(mode="json"))
+    assert launch([two] * 2, command, "train") == [Ended(0, "")] * 2
+    assert_same_weights(two, one)
+    assert leftovers(two) == []
+
+
+@pytest.mark.nightly
+def test_torchrun_starts_the_ranks(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    directory = start(tmp_path / "run", inputs)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "stages", "train"],
-        cwd=two, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert leftovers(two) == [] and (two / "reports/timings/train.json").exists()
-    np.testing.assert_allclose(curve(two), curve(one), rtol=1e-5, atol=1e-5)
-    found, expected = (load_file(place / HASHNET / "model.safetensors") for place in (two, one))
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+    assert leftovers(directory) == [] and (directory / "reports/timings/train.json").exists()
+    assert_same_training(directory, alone / "dsch")
