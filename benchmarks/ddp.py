@@ -1,6 +1,6 @@
 """One process against two ranks, a core each, that talk by Gloo over the loopback: steps, an E-step, and what is sent.
 
-    python benchmarks/ddp.py                        # about four minutes
+    python benchmarks/ddp.py                        # about five minutes
 
 The same batches of the same size, so the ideal is two. The head has the default sizes of ``params.yaml`` on features of
 512 dimensions; the backbone is a ResNet-18 on images of 64 pixels, which are made before; the E-step is DSCH's on codes
