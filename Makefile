@@ -36,7 +36,7 @@ bench: install
 # Resolves the versions of pyproject.toml for every platform and Python from 3.11 on.
 lock:
 	uv pip compile --universal --python-version 3.11 --extra test --no-emit-index-url --no-header \
-		--no-annotate --quiet pyproject.toml -o requirements.lock
+		--no-annotate --generate-hashes --quiet pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf $(VENV) .resume
