@@ -73,7 +73,7 @@ def run_all(stages: str, **changes: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dsch", "fused"])
 def test_images_alone_are_enough(here: Path, capsys: pytest.CaptureFixture, method: str) -> None:
-    run_all("download weights extract mine similarity components train encode baselines evaluate "
+    run_all("download weights extract mine similarity components train encode map baselines evaluate "
             "explain report", method=method)  # fmt: skip
     dataset = read_dataset()
     assert (dataset.name, dataset.protocol, dataset.class_names) == ("things", "holdout", list("012345"))
