@@ -53,13 +53,13 @@ def checked_params(name: str) -> Any:
 
 def run_stage(name: str) -> None:
     """Run the stage `name` with the keys of ``params.yaml`` that it reads."""
+    from stages.params import PARAMS_FILE, parse, read_params_file
+
     with _among_others(name) as writes:
         params = checked_params(name)
         with timed(name, params.model_dump(mode="json")) if writes else nullcontext():
             importlib.import_module(f"stages.{name}.stage").run(params)
         # DVC notes what the file says when the stage ends; it would take these outputs for those of the new parameters.
-        from stages.params import PARAMS_FILE, parse, read_params_file
-
         if parse(type(params), read_params_file()) != params:
             raise InputError(f"{PARAMS_FILE}: changed while {name} ran; repeat the command")
 

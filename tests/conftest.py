@@ -20,6 +20,8 @@ from stage_runner import ROOT, StageRunner, copy, pipeline, prepare
 if TYPE_CHECKING:  # faiss, which few tests need
     from page_server import PageServer
 
+    from stages.clip import ClipModel
+
 
 @pytest.fixture(scope="session", autouse=True)
 def hear_interrupts() -> None:
@@ -74,6 +76,21 @@ def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def pinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CLIP model of `scenes` as ``weights`` pins it."""
+    from scene_shards import pin_scenes_clip  # with torch
+
+    return pin_scenes_clip(tmp_path_factory.mktemp("model") / "clip")
+
+
+@pytest.fixture(scope="module")
+def clip(pinned: Path) -> "ClipModel":
+    from stages.clip import load_clip
+
+    return load_clip(pinned)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from scene_shards import DIGEST, encoded, picture, pin_scenes_clip, scenes, write_shards
+from scene_shards import DIGEST, encoded, picture, scenes, write_shards
 
 from stages import decoding
 from stages.artifacts import CLIP, FEATURES, IMAGES, PROVENANCE_KEY, RESUME, Provenance
@@ -42,16 +42,6 @@ DATASETS = ("image/features", "image/id", "train/views", "train/id")
 
 # Batches of another size may round the last bit of a convolution otherwise, and float16 is on top of it.
 SAME = 3e-3
-
-
-@pytest.fixture(scope="module")
-def pinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pin_scenes_clip(tmp_path_factory.mktemp("model") / "clip")
-
-
-@pytest.fixture(scope="module")
-def clip(pinned: Path) -> ClipModel:
-    return load_clip(pinned)
 
 
 @pytest.fixture(scope="module")

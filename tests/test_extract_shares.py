@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from scene_shards import pin_scenes_clip, scenes, write_shards
+from scene_shards import scenes, write_shards
 from stage_runner import ROOT, StageRunner, leftovers, prepare
 
 from stages.artifacts import CLIP, FEATURES, RESUME
@@ -28,16 +28,6 @@ IS_TRAIN = np.arange(COUNT) < 9
 #: Row groups of 5, 5, 1 and 5, 5, 2 images.
 GROUPS = 6
 EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture(scope="module")
-def pinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pin_scenes_clip(tmp_path_factory.mktemp("model") / "clip")
-
-
-@pytest.fixture(scope="module")
-def clip(pinned: Path) -> ClipModel:
-    return load_clip(pinned)
 
 
 @pytest.fixture(scope="module")

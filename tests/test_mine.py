@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scene_shards import DIGEST, pin_scenes_clip
+from scene_shards import DIGEST
 from scipy.special import softmax
 
 from stages.artifacts import (
@@ -187,11 +187,6 @@ def params(**changes: object) -> Params:
 
 
 WORDS = ["dog", "car", "tree", "airplane", "fish"]
-
-
-@pytest.fixture(scope="module")
-def pinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pin_scenes_clip(tmp_path_factory.mktemp("model") / "clip")
 
 
 @pytest.fixture

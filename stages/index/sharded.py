@@ -44,12 +44,14 @@ class Manifest:
     sizes: list[int]
     provenance: Provenance
 
-    def name(self, number: int) -> str:
-        return f"codes-{number:05d}.faiss"
-
     @property
     def total(self) -> int:
         return sum(self.codes)
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard by its number, from 0."""
+    return f"codes-{number:05d}.faiss"
 
 
 def build(directory: Path, blocks: Iterable[np.ndarray], per_shard: int, provenance: Provenance) -> Manifest:
@@ -65,7 +67,7 @@ def build(directory: Path, blocks: Iterable[np.ndarray], per_shard: int, provena
     with replacing_directory(directory) as temporary:
 
         def finish() -> None:
-            file = temporary / f"codes-{len(counts):05d}.faiss"
+            file = temporary / shard_name(len(counts))
             faiss.write_index_binary(index, str(file))
             counts.append(index.ntotal)
             sizes.append(file.stat().st_size)
@@ -159,7 +161,7 @@ class ShardedIndex:
         except (TypeError, KeyError, ValueError):
             raise InputError(f"{path}: has other fields than those of shards; {_again(directory)}") from None
         for number, (_, size) in enumerate(sizes):
-            file = directory / self.manifest.name(number)
+            file = directory / shard_name(number)
             found = file.stat().st_size if file.is_file() else None
             if found != size:
                 raise InputError(f"{file}: has {found} bytes, {MANIFEST} says {size}; {_again(directory)}")
@@ -191,7 +193,7 @@ class ShardedIndex:
 
     def _search(self, number: int, codes: np.ndarray, count: int) -> Found:
         """One shard, which is mapped while it is searched, and then given back."""
-        file = self.directory / self.manifest.name(number)
+        file = self.directory / shard_name(number)
         try:
             index = faiss.read_index_binary(str(file), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
