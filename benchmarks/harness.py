@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -23,11 +24,19 @@ RESULTS = Path(__file__).parent / "results"
 REPEATS = 5
 
 
-def take_turns(kinds: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, list[float]]:
-    """Seconds of each repetition of each kind of work, after one round that warms up."""
+def take_turns(
+    kinds: Mapping[str, Callable[[], object]], repeats: int = REPEATS,
+    before: Mapping[str, Callable[[], object]] = MappingProxyType({}),
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of each repetition of each kind of work, after one round that warms up.
+
+    What is `before` a kind is done before each time, and not counted.
+    """
     times: dict[str, list[float]] = {name: [] for name in kinds}
     for repeat in range(repeats + 1):
         for name, work in kinds.items():
+            if name in before:
+                before[name]()
             start = time.perf_counter()
             work()
             if repeat:
