@@ -34,7 +34,11 @@ class HashNetConfig:
 
 
 class HashNet(nn.Module):
-    """Features (n, dim) to relaxed codes (n, bits) in [-1, 1]; their sign is the hash code."""
+    """Features (n, dim) to relaxed codes (n, bits) in [-1, 1]; their sign is the hash code.
+
+    Attributes:
+        dropout: hides some of the features in training, none unless its `p` is set.
+    """
 
     #: Rows in a batch of :func:`relaxed_codes`.
     CHUNK = 8192
@@ -42,6 +46,7 @@ class HashNet(nn.Module):
     def __init__(self, config: HashNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.dropout = nn.Dropout(0.0)
         self.layers = nn.Sequential(
             nn.Linear(config.dim, config.hidden),
             nn.BatchNorm1d(config.hidden),
@@ -51,7 +56,7 @@ class HashNet(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         # Unit rows have entries of about 1/sqrt(dim); at unit variance the first layer learns at the usual rates.
-        return torch.tanh(self.layers(features * self.config.dim**0.5))
+        return torch.tanh(self.layers(self.dropout(features * self.config.dim**0.5)))
 
 
 #: What turns features (a head) or images (a backbone) into codes.

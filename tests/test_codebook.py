@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from stages.train import codebook
-from stages.train.codebook import BLOCKS, HOT_FLIPS, SHARPNESS, THRESHOLD, Codebook, descend, fit_codes, mean_loss
+from stages.train.codebook import BLOCKS, HOT_FLIPS, THRESHOLD, Codebook, descend, fit_codes, mean_loss
 from stages.train.semantics import SharedComponents, SharedConcepts
+
+SHARPNESS = 10.0
 
 
 def random_codes(n: int, bits: int, seed: int = 0) -> np.ndarray:
@@ -65,11 +67,11 @@ def is_best(code: np.ndarray, relevance: np.ndarray, book: np.ndarray) -> bool:
 @pytest.mark.parametrize("bits", [8, 32, 64])
 def test_the_loss_is_the_cross_entropy_of_the_relevances(bits: int) -> None:
     codes, relevance = random_codes(9, bits), symmetric_relevance(9)
-    assert mean_loss(codes, relevance) == pytest.approx(slow_mean_loss(codes, relevance), rel=1e-5)
+    assert mean_loss(codes, relevance, SHARPNESS) == pytest.approx(slow_mean_loss(codes, relevance), rel=1e-5)
 
 
 def test_an_image_alone_has_no_loss() -> None:
-    assert mean_loss(random_codes(1, 8), np.ones((1, 1), np.float32)) == 0
+    assert mean_loss(random_codes(1, 8), np.ones((1, 1), np.float32), SHARPNESS) == 0
 
 
 # Descent
@@ -79,19 +81,19 @@ def test_an_image_alone_has_no_loss() -> None:
 def test_a_descent_ends_where_no_bit_lowers_the_loss(bits: int) -> None:
     start, book, relevance = random_codes(5, bits), random_codes(11, bits, seed=1), random_relevance(5, 11)
     before = start.copy()
-    found = descend(start, relevance, book)
+    found = descend(start, relevance, book, SHARPNESS)
     np.testing.assert_array_equal(start, before)
     assert found.dtype == np.float32 and set(np.unique(found)) == {-1, 1}
     losses = [[code_loss(*row, book) for row in zip(codes, relevance, strict=True)] for codes in (start, found)]
     assert np.mean(losses[1]) < np.mean(losses[0]) - 0.1 and np.all(np.subtract(*losses) >= 0)
     assert all(is_best(*row, book) for row in zip(found, relevance, strict=True))
-    np.testing.assert_array_equal(descend(found, relevance, book), found)
+    np.testing.assert_array_equal(descend(found, relevance, book, SHARPNESS), found)
 
 
 def test_a_flip_is_of_the_bit_that_lowers_the_loss_most(monkeypatch: pytest.MonkeyPatch) -> None:
     start, book, relevance = random_codes(6, 8), random_codes(11, 8, seed=1), random_relevance(6, 11)
     monkeypatch.setattr(codebook, "FLIPS", 1)
-    found = descend(start, relevance, book)
+    found = descend(start, relevance, book, SHARPNESS)
     for code, row, after in zip(start, relevance, found, strict=True):
         losses = [code_loss(flipped(code, bit), row, book) for bit in range(8)]
         best = int(np.argmin(losses))
@@ -103,23 +105,23 @@ def test_codes_of_the_book_do_not_count_themselves() -> None:
     book, relevance, own = random_codes(9, 8), symmetric_relevance(9), np.array([7, 0, 3])
     others = relevance[own]
     others[np.arange(3), own] = 0
-    found = descend(book[own], others, book, own)
+    found = descend(book[own], others, book, SHARPNESS, own)
     assert not np.array_equal(found, book[own])
     for code, row in zip(found, own, strict=True):
         rest = np.delete(np.arange(9), row)
         assert is_best(code, relevance[row, rest], book[rest])
-        np.testing.assert_array_equal(code, descend(book[[row]], relevance[[row]][:, rest], book[rest])[0])
+        np.testing.assert_array_equal(code, descend(book[[row]], relevance[[row]][:, rest], book[rest], SHARPNESS)[0])
 
 
 def test_noise_is_drawn_and_hot_descents_are_short() -> None:
     start, book, relevance = random_codes(40, 16), random_codes(30, 16, seed=1), random_relevance(40, 30)
-    hot = [descend(start, relevance, book, heat=0.5, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    hot = [descend(start, relevance, book, SHARPNESS, heat=0.5, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(hot[0], hot[1])
     assert not np.array_equal(hot[0], hot[2])
-    cold = descend(start, relevance, book)
+    cold = descend(start, relevance, book, SHARPNESS)
     assert (hot[0] != start).sum(axis=1).max() == HOT_FLIPS < (cold != start).sum(axis=1).max()
-    cool = descend(start, relevance, book, heat=1e-9, rng=np.random.default_rng(0))
-    np.testing.assert_array_equal(descend(cool, relevance, book), cold)
+    cool = descend(start, relevance, book, SHARPNESS, heat=1e-9, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(descend(cool, relevance, book, SHARPNESS), cold)
 
 
 # Codes of each other
@@ -127,7 +129,7 @@ def test_noise_is_drawn_and_hot_descents_are_short() -> None:
 
 def test_no_bit_of_a_few_images_lowers_their_loss() -> None:
     relevance = symmetric_relevance(BLOCKS - 1)
-    codes = fit_codes(relevance, 8, np.random.default_rng(0))
+    codes = fit_codes(relevance, 8, SHARPNESS, np.random.default_rng(0))
     assert codes.shape == (BLOCKS - 1, 8) and codes.dtype == np.float32
     least = slow_mean_loss(codes, relevance)
     assert least < slow_mean_loss(random_codes(BLOCKS - 1, 8), relevance) - 0.1
@@ -140,7 +142,8 @@ def test_the_best_codes_that_there_are() -> None:
     loss = np.array([[[pair_loss(a, b, r) for b in bits] for a in bits] for r in relevance[np.triu_indices(4, 1)]])
     b, c, d = np.ix_(*[np.arange(16)] * 3)
     best = (loss[0, 0][b] + loss[1, 0][c] + loss[2, 0][d] + loss[3, b, c] + loss[4, b, d] + loss[5, c, d]).min() / 6
-    found = [mean_loss(fit_codes(relevance, 4, np.random.default_rng(seed)), relevance) for seed in range(5)]
+    found = [fit_codes(relevance, 4, SHARPNESS, np.random.default_rng(seed)) for seed in range(5)]
+    found = [mean_loss(codes, relevance, SHARPNESS) for codes in found]
     assert min(found) == pytest.approx(best, rel=1e-5)
 
 
@@ -148,19 +151,20 @@ def test_noise_that_falls_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     relevance, start = shared(130), random_codes(130, 16)
 
     def losses() -> list[float]:
-        return [mean_loss(fit_codes(relevance, 16, np.random.default_rng(seed)), relevance) for seed in range(6)]
+        found = [fit_codes(relevance, 16, SHARPNESS, np.random.default_rng(seed)) for seed in range(6)]
+        return [mean_loss(codes, relevance, SHARPNESS) for codes in found]
 
     hot = losses()
     monkeypatch.setattr(codebook, "HOT_SWEEPS", 0)
     assert np.mean(hot) < np.mean(losses()) + 0.002
-    assert max(hot) < 0.5 * mean_loss(start, relevance)
+    assert max(hot) < 0.5 * mean_loss(start, relevance, SHARPNESS)
 
 
 @pytest.mark.parametrize("each", [1, 10, 100])
 def test_each_of_two_groups_gets_one_code(each: int) -> None:
     """Also where all images would be in one block: two that flip at once would change places for ever."""
     group = np.arange(2 * each) % 2
-    codes = fit_codes((group[:, None] == group).astype(np.float32), 8, np.random.default_rng(0))
+    codes = fit_codes((group[:, None] == group).astype(np.float32), 8, SHARPNESS, np.random.default_rng(0))
     np.testing.assert_array_equal(codes[2:], codes[group[2:]])
     assert codes[0] @ codes[1] / 8 <= -0.5
 
@@ -170,6 +174,8 @@ def test_each_of_two_groups_gets_one_code(each: int) -> None:
 
 class SameClass:
     """Rows are the features; relevant are images with almost the same."""
+
+    sharpness = SHARPNESS
 
     def rows(self, features: np.ndarray) -> np.ndarray:
         return features
@@ -206,7 +212,7 @@ def test_images_are_encoded_by_their_relevance_to_the_sample() -> None:
     assert all(is_best(*row, book.codes) for row in zip(found, relevance, strict=True))
     relevance = semantics.relevance(semantics.rows(features), semantics.rows(features))
     codes = (book.codes, book.encode(features), random_codes(120, 8))
-    searched, encoded, drawn = (mean_loss(each, relevance) for each in codes)
+    searched, encoded, drawn = (mean_loss(each, relevance, SHARPNESS) for each in codes)
     assert encoded < 1.05 * searched < 0.7 * drawn
 
 
@@ -265,6 +271,6 @@ def test_degenerate_images_have_codes(features: np.ndarray, distribution: np.nda
     book = Codebook(semantics, features, 8, seed=0)
     codes = book.encode(features)
     assert codes.shape == book.codes.shape == (len(features), 8)
-    assert set(np.unique(codes)) <= {-1, 1} and np.isfinite(mean_loss(codes, np.zeros([len(features)] * 2)))
+    assert set(np.unique(codes)) <= {-1, 1} and np.isfinite(mean_loss(codes, np.zeros([len(features)] * 2), 10.0))
     if len(np.unique(features, axis=0)) == 1:
         assert len(np.unique(codes, axis=0)) == 1

@@ -48,6 +48,20 @@ def test_codes_are_made_in_evaluation_mode_whatever_the_batches() -> None:
     assert not net.training
 
 
+def test_features_are_hidden_in_training_alone() -> None:
+    """As many as asked, the others made larger, so that the sum is the same on the mean."""
+    net, features = random_net(dim=400), torch.ones(50, 400)
+    seen: list[torch.Tensor] = []
+    net.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0] / 20))
+    net.train()(features)
+    net.dropout.p = 0.75
+    net(features)
+    net.eval()(features)
+    assert torch.equal(seen[0], features) and torch.equal(seen[2], features)
+    assert set(seen[1].unique().tolist()) == {0.0, 4.0}
+    assert (seen[1] == 0).float().mean().item() == pytest.approx(0.75, abs=0.01)
+
+
 def _edit_config(**changes: Any) -> Callable[[Path], None]:
     def damage(directory: Path) -> None:
         config = json.loads((directory / "config.json").read_text())

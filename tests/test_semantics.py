@@ -1,5 +1,6 @@
 """Relevances: shared concepts learnt from the features, and walks over components against ones taken step by step."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from sklearn.datasets import make_moons
 from sklearn.kernel_approximation import RBFSampler
 
+from stages.device import derived_seed
 from stages.train import semantics
 from stages.train.semantics import (
+    CLUSTERINGS,
     DIMENSIONS,
     IMAGES_A_COMPONENT,
     INVERSE_PENALTY,
@@ -18,6 +21,7 @@ from stages.train.semantics import (
     TEMPERATURE,
     SharedComponents,
     SharedConcepts,
+    Walk,
 )
 
 
@@ -124,7 +128,7 @@ def test_concepts_are_learnt_from_a_sample_by_the_seed(monkeypatch: pytest.Monke
 # Components
 
 
-def slow_steps(components: SharedComponents, features: np.ndarray, nearest: int) -> np.ndarray:
+def slow_steps(components: Walk, features: np.ndarray, nearest: int) -> np.ndarray:
     """Chances of a step from the images to the components, by loops."""
     chances = np.zeros((len(features), len(components._components)))
     for i, row in enumerate(features.astype(np.float64)):
@@ -141,7 +145,7 @@ def test_rows_are_where_a_walk_leads(monkeypatch: pytest.MonkeyPatch, nearest: i
     """Step by step over components and images, for those that were clustered and for others."""
     monkeypatch.setattr(semantics, "NEAREST", nearest)
     features = around(np.arange(90) % 5, spread=0.8)
-    components = SharedComponents(features, 8, seed=0)
+    components = Walk(features, 8, seed=0)
     steps = slow_steps(components, features, nearest)
     assert steps.shape == (90, 8)
     asked = around(np.arange(20) % 5, spread=0.8, seed=7) if new else features
@@ -157,6 +161,21 @@ def test_rows_are_where_a_walk_leads(monkeypatch: pytest.MonkeyPatch, nearest: i
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(found @ found.T, unit(np.array(expected)) @ unit(np.array(expected)).T, atol=2e-3)
+
+
+def test_several_clusterings_stand_side_by_side() -> None:
+    """So the cosine of two rows is the mean of those of the walks, each over components of its own."""
+    features = around(np.arange(90) % 5, spread=0.8)
+    components = SharedComponents(features, 8, seed=0)
+    rows, parts = components.rows(features), [walk.rows(features) for walk in components.walks]
+    assert len(parts) == CLUSTERINGS and rows.dtype == np.float32
+    np.testing.assert_allclose(rows @ rows.T, np.mean([part @ part.T for part in parts], axis=0), atol=1e-5)
+    roots = unit(np.sign(features) * np.sqrt(np.abs(features)))
+    for number, part in enumerate(parts):
+        of = roots if number % 2 else features
+        np.testing.assert_allclose(Walk(of, 8, derived_seed(0, number)).rows(of), part, atol=1e-5)
+    means = [walk._components for walk in components.walks]
+    assert min(np.abs(one - other).max() for one, other in itertools.pairwise(means)) > 0.01
 
 
 def test_relevance_is_a_power_of_the_cosine() -> None:
@@ -179,7 +198,8 @@ def test_arcs_within_each_other_are_told_apart_as_no_cosine_tells() -> None:
     components, same = SharedComponents(features, 1000, seed=0), label[:, None] == label
     rows = components.rows(features)
     walked = components.relevance(rows, rows)
-    cosine = np.clip(components._centred(features) @ components._centred(features).T, 0, 1)
+    centred = components.walks[0]._centred(features)
+    cosine = np.clip(centred @ centred.T, 0, 1)
     cosine **= semantics._exponent(cosine)  # as relevant on the mean
     assert walked.mean() == pytest.approx(cosine.mean(), rel=1e-3)
     assert cosine[same].sum() / cosine.sum() < 0.9 < 0.99 < walked[same].sum() / walked.sum()
@@ -205,14 +225,14 @@ def test_the_mean_relevance_is_that_of_all_images() -> None:
 def test_a_component_has_ten_images_and_a_row_64_entries(n: int, components: int, count: int) -> None:
     assert IMAGES_A_COMPONENT == 10
     features = around(np.arange(n) % 5, spread=1.0)
-    assert SharedComponents(features, components, seed=0).rows(features).shape == (n, count)
+    assert Walk(features, components, seed=0).rows(features).shape == (n, count)
 
 
 def test_the_dimensions_kept_are_those_that_tell_clusters_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(semantics, "DIMENSIONS", 2)
     label = np.arange(120) % 3
     features = around(label, spread=0.3)
-    components = SharedComponents(features, 12, seed=0)
+    components = Walk(features, 12, seed=0)
     rows = components.rows(features)
     assert rows.shape == (120, 2)
     np.testing.assert_array_equal(rows @ rows.T > 0.9, label[:, None] == label)
@@ -242,7 +262,8 @@ def test_clusters_without_a_way_between_them(monkeypatch: pytest.MonkeyPatch) ->
     features = unit(np.eye(6)[3 * label] + 0.01 * np.random.default_rng(0).standard_normal((80, 6)))
     components = SharedComponents(features, 4, seed=0)
     rows = components.rows(features)
-    np.testing.assert_allclose(components.relevance(rows, rows), label[:, None] == label, atol=0.05)
+    relevance, same = components.relevance(rows, rows), label[:, None] == label
+    assert relevance[~same].max() < 0.05 < 0.5 < relevance[same].min()
 
 
 def test_components_are_of_a_sample_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

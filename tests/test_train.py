@@ -19,7 +19,7 @@ import torch
 import training_run
 from safetensors.torch import load_file
 from torch import nn
-from training_run import train_params
+from training_run import train_params, write_distribution
 
 from stages.artifacts import COMPONENTS, CONCEPT_DISTRIBUTION, FEATURES, HASHNET, PROVENANCE_KEY, RESUME, SIMILARITY
 from stages.errors import InputError
@@ -84,6 +84,21 @@ def test_the_seed_decides_every_bit(here: Path, method: str) -> None:
     assert curves() == drawn
     run(train_params(method, seed=1))
     assert weights() != first
+
+
+@pytest.mark.parametrize(
+    ("method", "concepts", "own"), [("uhscm", True, 0.0), ("fused", True, 0.0), ("fused", False, 0.7)]
+)
+def test_features_are_hidden_as_asked_or_as_the_method_has_it(
+    here: Path, method: str, concepts: bool, own: float
+) -> None:
+    if not concepts:
+        write_distribution(count=0)
+    found = []
+    for share in (None, own, 0.5):
+        run(train_params(method, epochs=2, dropout=share))
+        found.append(weights())
+    assert found[0] == found[1] != found[2]
 
 
 def test_seeds_that_agree_in_their_low_bits_differ(here: Path) -> None:

@@ -50,15 +50,15 @@ def write_features(n: int = 64, n_train: int = 41, dim: int = 12, views: int = 3
                  digest=digest)  # fmt: skip
 
 
-def write_distribution(digest: str = DIGEST, sharpness: float = 4.0) -> None:
-    """A concept distribution of the training images that follows from their features."""
+def write_distribution(digest: str = DIGEST, sharpness: float = 4.0, count: int = 6) -> None:
+    """A distribution of the training images over `count` concepts that follows from their features."""
     with h5py.File(FEATURES) as file:
         train_id = file["train/id"][:]
         rows = file["image/features"][:][train_id].astype(np.float32)
-    concepts = np.random.default_rng(1).standard_normal((6, rows.shape[1])).astype(np.float32)
+    concepts = np.random.default_rng(1).standard_normal((count, rows.shape[1])).astype(np.float32)
     weights = np.exp(sharpness * rows @ concepts.T)
     table = pa.table({"id": train_id, "distribution": fixed_size_lists(weights / weights.sum(axis=1, keepdims=True))})
-    write_table(table, CONCEPT_DISTRIBUTION, Provenance("mine", digest, MODEL), {"concepts": list("abcdef")})
+    write_table(table, CONCEPT_DISTRIBUTION, Provenance("mine", digest, MODEL), {"concepts": list("abcdef")[:count]})
 
 
 def run_similarity() -> None:

@@ -1,8 +1,9 @@
 """Codes that say how relevant images are to each other, found bit by bit.
 
 Two images with codes of cosine h are taken to be relevant to each other with probability
-sigmoid(:data:`SHARPNESS` * (h - :data:`THRESHOLD`)). The codes are those under which the relevances that were found are
-likeliest, by cross-entropy. Gradients of a relaxation end in poor optima of this loss; flips of single bits do not.
+sigmoid(sharpness * (h - :data:`THRESHOLD`)), where the sharpness goes with the kind of relevance. The codes are those
+under which the relevances that were found are likeliest, by cross-entropy. Gradients of a relaxation end in poor optima
+of this loss; flips of single bits do not.
 """
 
 from typing import Protocol
@@ -13,7 +14,7 @@ from stages.progress import track
 from stages.train.distributed import ALONE, Ranks, bounds
 
 #: Of the cosine of two codes. Codes of images with nothing in common have about 0, and one of 32 bits is 1/16.
-SHARPNESS, THRESHOLD = 10.0, 0.2
+THRESHOLD = 0.2
 #: Images whose codes are found from each other; all others are encoded by their relevance to these.
 SAMPLE = 5000
 #: Passes over the sample: hot ones, in which the noise on a flip's gain falls from the first value to the second, and
@@ -28,7 +29,13 @@ BLOCKS = 8
 
 
 class Semantics(Protocol):
-    """What is known of the images, as a row for each."""
+    """What is known of the images, as a row for each.
+
+    Attributes:
+        sharpness: how fast the probability of relevance rises with the cosine of two codes.
+    """
+
+    sharpness: float
 
     def rows(self, features: np.ndarray) -> np.ndarray:
         """Rows (n, k) of images with unit features (n, dim)."""
@@ -49,7 +56,7 @@ class Codebook:
         rng = np.random.default_rng(seed)
         self._semantics = semantics
         self._sample = semantics.rows(features[np.sort(rng.permutation(len(features))[:SAMPLE])])
-        self.codes = fit_codes(semantics.relevance(self._sample, self._sample), bits, rng)
+        self.codes = fit_codes(semantics.relevance(self._sample, self._sample), bits, semantics.sharpness, rng)
 
     def encode(self, features: np.ndarray, ranks: Ranks = ALONE) -> np.ndarray:
         """Codes float32 (n, bits) in {-1, +1} of images with unit features (n, dim), which ranks share out."""
@@ -59,20 +66,21 @@ class Codebook:
         for start in track(mine, "target codes", len(mine)):
             part = slice(start, start + CHUNK)
             relevance = self._semantics.relevance(self._semantics.rows(features[part]), self._sample)
-            codes[part] = descend(self.codes[relevance.argmax(axis=1)], relevance, self.codes)
+            nearest = self.codes[relevance.argmax(axis=1)]
+            codes[part] = descend(nearest, relevance, self.codes, self._semantics.sharpness)
         ranks.complete(codes, [min(edge * CHUNK, len(codes)) for edge in bounds(len(chunks), ranks.world)])
         return codes
 
 
-def mean_loss(codes: np.ndarray, relevance: np.ndarray) -> float:
+def mean_loss(codes: np.ndarray, relevance: np.ndarray, sharpness: float) -> float:
     """Cross-entropy of the relevances (n, n) under codes (n, bits), mean over the pairs of different images."""
     n, bits = codes.shape
-    logit = SHARPNESS * (codes @ codes.T / bits - THRESHOLD)
+    logit = sharpness * (codes @ codes.T / bits - THRESHOLD)
     loss = np.logaddexp(0, logit) - relevance * logit
     return float((loss.sum() - np.trace(loss)) / max(n * (n - 1), 1))
 
 
-def fit_codes(relevance: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
+def fit_codes(relevance: np.ndarray, bits: int, sharpness: float, rng: np.random.Generator) -> np.ndarray:
     """Codes float32 (n, bits) of a low :func:`mean_loss` for the relevances (n, n), by simulated annealing."""
     n = len(relevance)
     codes = np.where(rng.random((n, bits)) < 0.5, -1, 1).astype(np.float32)
@@ -81,15 +89,15 @@ def fit_codes(relevance: np.ndarray, bits: int, rng: np.random.Generator) -> np.
         for rows in np.array_split(rng.permutation(n), max(-(-n // BLOCK), min(n, BLOCKS))):
             others = relevance[rows]
             others[np.arange(len(rows)), rows] = 0
-            codes[rows] = descend(codes[rows], others, codes, rows, heat, rng)
+            codes[rows] = descend(codes[rows], others, codes, sharpness, rows, heat, rng)
         if not heat and np.array_equal(codes, before):
             break
     return codes
 
 
 def descend(
-    codes: np.ndarray, relevance: np.ndarray, book: np.ndarray, own: np.ndarray | None = None, heat: float = 0.0,
-    rng: np.random.Generator | None = None,
+    codes: np.ndarray, relevance: np.ndarray, book: np.ndarray, sharpness: float, own: np.ndarray | None = None,
+    heat: float = 0.0, rng: np.random.Generator | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Flip of each code (n, bits) the bit that lowers its loss most, until none does.
 
@@ -99,7 +107,7 @@ def descend(
         heat: scale of the logistic noise that `rng` adds to what a flip changes.
     """
     codes, (m, bits) = codes.copy(), book.shape
-    slope, straight, bend = _tables(bits)
+    slope, straight, bend = _tables(bits, sharpness)
     pull = slope * (relevance @ book)
     active = np.arange(len(codes))
     for _ in range(HOT_FLIPS if heat else FLIPS):
@@ -120,14 +128,14 @@ def descend(
     return codes
 
 
-def _tables(bits: int) -> tuple[float, np.ndarray, np.ndarray]:
+def _tables(bits: int, sharpness: float) -> tuple[float, np.ndarray, np.ndarray]:
     """What the flip of a bit changes in the loss of a pair at Hamming distance d, 0..bits.
 
     With a = +1 where the two codes agree in the bit and -1 where they differ, it is bend[d] + a * (straight[d] +
     slope * relevance): half the sum and half the difference of what a step away and a step nearer change.
     """
     distance = np.arange(-1, bits + 2)
-    softplus = np.logaddexp(0, SHARPNESS * (1 - 2 * distance / bits - THRESHOLD))
+    softplus = np.logaddexp(0, sharpness * (1 - 2 * distance / bits - THRESHOLD))
     straight = (softplus[2:] - softplus[:-2]) / 2
     bend = (softplus[2:] + softplus[:-2]) / 2 - softplus[1:-1]
-    return 2 * SHARPNESS / bits, straight.astype(np.float32), bend.astype(np.float32)
+    return 2 * sharpness / bits, straight.astype(np.float32), bend.astype(np.float32)

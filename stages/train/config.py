@@ -95,6 +95,7 @@ class Train(Frozen):
     network: Literal["head", "backbone"]  # on the cached features, or end to end on images
     backbone: Backbone
     hidden: int = Field(gt=0)  # hidden units of the head
+    dropout: float | None = Field(ge=0, lt=1)  # share of the features hidden from the head; None: the method's own
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=2)  # batches of two could leave a single image, which has no variance
     optimizer: Literal["sgd", "adamw"]

@@ -16,6 +16,8 @@ FITTED = 20_000
 #: Inverse of the penalty on the weights of a classifier, for features of mean square 1.
 INVERSE_PENALTY = 0.1
 
+#: Times that the components are found.
+CLUSTERINGS = 4
 #: Nearest components of an image, and the temperature of their cosines.
 NEAREST, TEMPERATURE = 20, 0.1
 #: Images to a component at least: with fewer, the walk gets stuck between a few of them.
@@ -33,6 +35,8 @@ class SharedConcepts:
     images: a logistic regression a concept. It smooths what was mined, since the images that a concept was mined for
     by mistake are not alike.
     """
+
+    sharpness = 10.0
 
     def __init__(self, features: np.ndarray, distribution: np.ndarray, presence: float, seed: int) -> None:
         """Learn the concepts from unit features (n, dim).
@@ -74,16 +78,46 @@ class SharedConcepts:
 class SharedComponents:
     """Two images are relevant to each other if a short random walk over the components leads from one to the other.
 
-    Components are clusters of the features. A step leads from an image to one of the components near it, and on to an
-    image near that one; so components that have images in common are near each other, however far their means are.
+    Components are clusters of the features. They are found several times, since a border between two clusters is
+    chance: what images have in common in all of the clusterings is not. Half of them are found among the square roots
+    of the features, in which a few large entries count for less.
+    """
+
+    #: Less than that of concepts: these relevances are vaguer.
+    sharpness = 6.0
+
+    def __init__(self, features: np.ndarray, components: int, seed: int) -> None:
+        """Cluster images with unit features (n, dim) into at most `components`, :data:`CLUSTERINGS` times."""
+        self.walks = [
+            Walk(features, components, derived_seed(seed, number), roots=number % 2 > 0)
+            for number in range(CLUSTERINGS)
+        ]
+        sample = self.rows(features[_sample(len(features), MEASURED, seed)])
+        self._exponent = _exponent(sample @ sample.T)
+
+    def rows(self, features: np.ndarray) -> np.ndarray:
+        """Unit rows of where walks from images with unit features (n, dim) lead: float32 (n, at most 64 a walk)."""
+        return np.hstack([walk.rows(features) for walk in self.walks]) / np.float32(np.sqrt(len(self.walks)))
+
+    def relevance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """A power of the cosine, 0 for negative ones: float32 (n, m)."""
+        return np.clip(a @ b.T, 0, 1) ** self._exponent
+
+
+class Walk:
+    """A short random walk over components of the features.
+
+    A step leads from an image to one of the components near it, and on to an image near that one; so components that
+    have images in common are near each other, however far their means are.
 
     Source: the walk is that of anchor graphs, Liu et al., 2011 (Hashing with Graphs), sections 3 and 4.
     """
 
-    def __init__(self, features: np.ndarray, components: int, seed: int) -> None:
-        """Cluster images with unit features (n, dim) into at most `components`."""
+    def __init__(self, features: np.ndarray, components: int, seed: int, roots: bool = False) -> None:
+        """Cluster images with unit features (n, dim), or the `roots` of their entries, into at most `components`."""
+        self._roots = roots
         rows = _sample(len(features), FITTED, seed)
-        self._mean = features[rows].mean(axis=0)
+        self._mean = self._shaped(features[rows]).mean(axis=0)
         centred = self._centred(features[rows])
         count = max(1, min(components, len(rows) // IMAGES_A_COMPONENT))
         with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # equal images: fewer clusters
@@ -96,11 +130,12 @@ class SharedComponents:
         values, vectors = np.linalg.eigh(walk.astype(np.float64) - np.outer(rest, rest))
         kept = np.argsort(-values)[:DIMENSIONS]
         self._project = (vectors[:, kept] * values[kept].clip(0) ** (STEPS - 1) / root[:, None]).astype(np.float32)
-        sample = self.rows(features[_sample(len(features), MEASURED, seed)])
-        self._exponent = _exponent(sample @ sample.T)
+
+    def _shaped(self, features: np.ndarray) -> np.ndarray:
+        return _unit(np.sign(features) * np.sqrt(np.abs(features))) if self._roots else features
 
     def _centred(self, features: np.ndarray) -> np.ndarray:
-        return _unit(features - self._mean)
+        return _unit(self._shaped(features) - self._mean)
 
     def _near(self, centred: np.ndarray) -> np.ndarray:
         """Chances float32 (n, k) of a step from the images to the components."""
@@ -114,10 +149,6 @@ class SharedComponents:
     def rows(self, features: np.ndarray) -> np.ndarray:
         """Unit rows of where walks from images with unit features (n, dim) lead: float32 (n, at most 64)."""
         return _unit(self._near(self._centred(features)) @ self._project)
-
-    def relevance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """A power of the cosine, 0 for negative ones: float32 (n, m)."""
-        return np.clip(a @ b.T, 0, 1) ** self._exponent
 
 
 def _sample(n: int, most: int, seed: int) -> np.ndarray:

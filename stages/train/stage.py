@@ -79,6 +79,8 @@ def run(params: Params) -> None:
         objective = METHODS[params.method](
             Inputs(images, first, similarity, params.train, params.bits, params.seed, distribution, concepts, ranks)
         )
+        if not whole:
+            net.dropout.p = objective.dropout if params.train.dropout is None else params.train.dropout
         del images, first, similarity, distribution  # the objective has what it needs of them, they grow with n
         fit(net.train(), data, objective, params, unfinished / "checkpoint.pt", ranks)
     if ranks.is_first:

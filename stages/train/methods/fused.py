@@ -12,6 +12,9 @@ from stages.train.streamed import StreamedRows, array_of
 
 #: Keeps the cross-entropy of a decided bit finite.
 MARGIN = 1e-5
+#: Where components alone made the codes, which a head would learn by heart: share of the features that is hidden from
+#: it, and how much less than certain the bits are that it learns.
+DROPOUT, SMOOTHING = 0.7, 0.2
 
 
 class Fused(Objective):
@@ -25,8 +28,11 @@ class Fused(Objective):
 
     views = 0
     uses_distribution = True
+    smoothing = 0.0
 
     def __init__(self, inputs: Inputs) -> None:
+        if inputs.distribution is None:
+            self.dropout, self.smoothing = DROPOUT, SMOOTHING
         features = array_of(inputs.features)
         codebook = inputs.ranks.first(lambda: self._codebook(inputs, features))
         self.target = torch.from_numpy(codebook.encode(features, inputs.ranks)).to(inputs.features.device)
@@ -40,11 +46,11 @@ class Fused(Objective):
         return Codebook(semantics, features, inputs.bits, inputs.seed)
 
     def terms(self, codes: Tensor, rows: Tensor) -> Terms:
-        return {"bits": bit_loss(codes, self.target[rows])}
+        return {"bits": bit_loss(codes, (1 - self.smoothing) * self.target[rows])}
 
 
 def bit_loss(codes: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy of bits: relaxed codes (b, K) in [-1, 1], of which (1 + z) / 2 is the probability of a 1, and
-    targets (b, K) in {-1, +1}.
+    targets (b, K) in [-1, 1].
     """
     return F.binary_cross_entropy(((1 + codes) / 2).clamp(MARGIN, 1 - MARGIN), (1 + target) / 2)

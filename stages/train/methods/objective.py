@@ -51,12 +51,14 @@ class Objective:
         needs_text: whether it trains on the similarity of the concepts.
         uses_distribution: whether it trains on the concept distributions where there are concepts.
         needs_concepts: whether it trains on the text features of the candidate concepts.
+        dropout: share of an image's features that is best hidden from a head in a step.
     """
 
     views = 1
     needs_text = False
     uses_distribution = False
     needs_concepts = False
+    dropout = 0.0
 
     def __init__(self, inputs: Inputs) -> None:
         """Prepare what does not change during the training."""
