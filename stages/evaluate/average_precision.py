@@ -19,11 +19,14 @@ def average_precision(lists: Sequence[np.ndarray], cutoffs: Sequence[int]) -> np
     Returns:
         float64 (len(lists), len(cutoffs)).
     """
-    first = np.cumsum([0, *map(len, lists)])[:-1, None]  # hit of each list
-    place = np.concatenate([np.arange(1, len(ranks) + 1) for ranks in lists])
-    total = np.concatenate([[0.0], np.cumsum(place / np.concatenate(lists))])  # of the precisions at the hits before
-    found = np.array([ranks.searchsorted(cutoffs, side="right") for ranks in lists])
-    return (total[first + found] - total[first]) / np.maximum(found, 1)
+    most = max(map(len, lists))
+    place, total = np.arange(1.0, 1 + most), np.zeros(1 + most)
+    result = np.empty((len(lists), len(cutoffs)))
+    for row, ranks in zip(result, lists, strict=True):
+        found = ranks.searchsorted(cutoffs, side="right")
+        np.cumsum(place[: len(ranks)] / ranks, out=total[1 : 1 + len(ranks)])  # of the precisions at the hits before
+        np.divide(total[found], np.maximum(found, 1), out=row)
+    return result
 
 
 def expected_average_precision(items: np.ndarray, relevant: np.ndarray, cutoffs: Sequence[int]) -> np.ndarray:
