@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -50,17 +52,13 @@ def encode_row_groups(
         InputError: an image cannot be read, or a process that decodes was killed.
     """
     plan = [(part, piece) for part, group in groups.items() for piece in slices_of([group], net.CHUNK)]
-    parts = [part for part, _ in plan]
     items = PixelSlices([piece for _, piece in plan], net.config.image_size)
-    codes: list[np.ndarray] = []
     with naming_lost_workers(LOST_WORKER), closing(
         in_order(items, workers, "encode", yielding=device.type == "cpu")
     ) as made:
-        for part, following, images in zip(parts, [*parts, None][1:], made, strict=True):
-            codes.append(pack(relaxed_codes(net, images.to(device)).cpu().numpy()))
-            if following != part:
-                write(part, np.concatenate(codes))
-                codes = []
+        pairs = zip((part for part, _ in plan), made, strict=True)
+        for part, batches in groupby(pairs, itemgetter(0)):
+            write(part, np.concatenate([pack(relaxed_codes(net, x.to(device)).cpu().numpy()) for _, x in batches]))
 
 
 def encode_shards(net: BackboneNet, shards: ImageShards, device: torch.device, workers: int) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from stages.clip import ClipModel, load_clip
 from stages.decoding import Slice, in_order, naming_lost_workers
@@ -36,21 +39,19 @@ def encode_row_groups(
         plan += [(part, piece) for piece in slices_of_pictures([group], n_views, params.extract.batch_size)]
     dataset = DecodedSlices([piece for _, piece in plan], clip, n_views, params.extract.seed)
 
-    images: list[np.ndarray] = []
-    views: list[np.ndarray] = []
-    parts = [part for part, _ in plan]
+    def encode(pictures: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+        features = clip.encode_images(pictures).numpy().astype(np.float16)
+        return features[:count], features[count:].reshape(-1, n_views, clip.dim).swapaxes(0, 1)
+
     advice = "extract.workers: set a smaller extract.batch_size, or extract.workers: 0"
     yielding = clip.device.type == "cpu"
     with naming_lost_workers(advice), closing(
         in_order(dataset, params.extract.workers, "extract", yielding=yielding)
     ) as decoded:
-        for part, following, (pictures, count) in zip(parts, [*parts, None][1:], decoded, strict=True):
-            features = clip.encode_images(pictures).numpy().astype(np.float16)
-            images.append(features[:count])
-            views.append(features[count:].reshape(-1, n_views, clip.dim).swapaxes(0, 1))
-            if following != part:
-                write(part, images=np.concatenate(images), views=np.concatenate(views, axis=1))
-                images, views = [], []
+        pairs = zip((part for part, _ in plan), decoded, strict=True)
+        for part, batches in groupby(pairs, itemgetter(0)):
+            images, views = zip(*(encode(*batch) for _, batch in batches), strict=True)
+            write(part, images=np.concatenate(images), views=np.concatenate(views, axis=1))
 
 
 def extract(shards: ImageShards, params: Params) -> None:
