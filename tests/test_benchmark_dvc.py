@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from benchmark_run import PLAN
+from dvc_project import Project
 from stage_runner import ROOT
-from test_pipeline import Project
 
 from stages.benchmark import dvc_queue
 from stages.benchmark.config import Plan
