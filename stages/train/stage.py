@@ -99,6 +99,15 @@ def fit(
         train(net, data, objective, params.train, params.seed, checkpoint, log, ranks)
 
 
+class Curves(Live):
+    """The curves as files, alone."""
+
+    def post_data_to_studio(self) -> None:
+        """Nothing: DVCLive would read all curves again at each step, for a thread that stays for ever, without a
+        Studio to post them to.
+        """
+
+
 @contextmanager
 def curves(ranks: Ranks) -> Iterator[Callable[[dict[str, float]], None]]:
     """What takes the losses of an epoch; the first rank writes them when the block has ended well."""
@@ -106,8 +115,8 @@ def curves(ranks: Ranks) -> Iterator[Callable[[dict[str, float]], None]]:
         yield lambda losses: None
         return
     with replacing_directory(CURVES) as directory:
-        # No context of its own: on Ctrl-C its end may wait for ever for a thread that was not told of its work.
-        live = Live(str(directory), dvcyaml=None, save_dvc_exp=False, report=None)
+        # No context of its own: its end writes, which is for a training that ends well.
+        live = Curves(str(directory), dvcyaml=None, save_dvc_exp=False, report=None)
 
         def log(losses: dict[str, float]) -> None:
             for name, value in losses.items():
