@@ -25,6 +25,7 @@ nightly: install lint
 	mkdir -p .resume
 	python -m pytest -n 2 --dist loadfile -m "" --junit-xml=.resume/nightly.xml
 	python tests/fault_table.py .resume/nightly.xml docs/reliability.md
+	python tests/soak_table.py .resume/nightly.xml docs/reliability.md
 
 lint: install
 	ruff check .

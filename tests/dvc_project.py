@@ -49,9 +49,14 @@ class Project:
     def dvc(self, *arguments: str) -> str:
         return self.run(sys.executable, "-m", "dvc", *arguments)
 
+    def start_queue(self) -> None:
+        """Start a worker for what is queued; it lives on, with the output that it was given, which is none."""
+        subprocess.run([sys.executable, "-m", "dvc", "queue", "start"], cwd=self.directory, env=self.environment,
+                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+
     def run_queue(self, experiments: int, seconds: float = 600) -> list[str]:
         """Run what is queued; the states in which the experiments ended, or were after so many seconds."""
-        self.dvc("queue", "start")
+        self.start_queue()
         try:
             deadline, states = time.monotonic() + seconds, []
             while time.monotonic() < deadline:
