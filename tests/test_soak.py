@@ -32,8 +32,6 @@ from stages.train import stage
 SECONDS = float(os.environ.get("CONCEPTBITS_SOAK_SECONDS", "1200"))
 #: Share of its median by which memory may rise in the second half of a series, see :func:`soak.rise`.
 FLAT = {"largest": 0.05, "together": 0.05, "worker": 0.05, "resident": 0.05, "in_use": 0.01}
-#: How often memory is read of what lives long.
-READINGS = 6
 #: What is counted of a process.
 COUNTED = ("handles", "threads")
 
@@ -47,7 +45,7 @@ class Amount:
     Attributes:
         stages: of the project; options: of ``dvc exp run --queue``.
         seconds: after which no further experiment begins.
-        requests: of the page; repetitions: of what is done within one process.
+        requests: of the page; repetitions: of what is done within one process; readings: of its memory meanwhile.
     """
 
     stages: tuple[str, ...]
@@ -55,6 +53,7 @@ class Amount:
     seconds: float
     requests: int
     repetitions: int
+    readings: int
 
 
 def seeds(seconds: float) -> str:
@@ -62,9 +61,9 @@ def seeds(seconds: float) -> str:
     return ",".join(map(str, range(1, 2 + int(seconds / 120))))
 
 
-SHORT = Amount(("download",), ("-S", "dataset.seed=1,2,3"), 120, 240, 6)
+SHORT = Amount(("download",), ("-S", "dataset.seed=1,2,3"), 120, 120, 6, 6)
 NIGHT = Amount(tuple(pipeline()["stages"]), ("-S", "bits=8,16,24", "-S", f"seed={seeds(SECONDS)}",
-               "-S", "train.epochs=2,3"), SECONDS, 4000, 300)  # fmt: skip
+               "-S", "train.epochs=2,3"), SECONDS, 4000, 300, 12)  # fmt: skip
 amounts = pytest.mark.parametrize(
     "amount", [pytest.param(SHORT, marks=pytest.mark.slow, id="short"),
                pytest.param(NIGHT, marks=pytest.mark.nightly, id="night")],
@@ -81,7 +80,6 @@ def project(amount: Amount, tiny_run: Path, tmp_path: Path) -> Project:
     project.dvc("commit", "--force", "--quiet")
     project.dvc("gc", "--workspace", "--force", "--quiet")  # a commit caches what else only git has
     project.commit()
-    assert project.dvc("status").strip() == "Data and pipelines are up to date."
     return project
 
 
@@ -157,7 +155,8 @@ def follow_the_recipe(queue: Queue, base: dict[str, Any], locks: dict[str, dict[
 
 
 def require_flat(readings: list[Any], *memory: str) -> None:
-    """Refuse a series of readings in which memory rises by more than its share, or handles or threads by more than one.
+    """Refuse a series of readings in which memory rises by more than its share, or handles or threads by more than
+    two, which readings at random moments may differ by.
 
     Args:
         memory: attributes in bytes; others whose names say what they count are looked at if there are any.
@@ -165,7 +164,7 @@ def require_flat(readings: list[Any], *memory: str) -> None:
     counted = [name for name in vars(readings[0]) if name.endswith(COUNTED)]
     for name in [*memory, *counted]:
         values = [getattr(reading, name) for reading in readings]
-        limit = 1 if name in counted else FLAT[name] * np.median(values)
+        limit = 2 if name in counted else FLAT[name] * np.median(values)
         assert rise(values) <= limit, f"{name} rises: {values}"
 
 
@@ -193,7 +192,7 @@ class InProcess(Process):
 def test_page(amount, served_project, pictures, tmp_path, record_property):
     temporary, temporaries, readings = tmp_path / "temporary", [], []
     with serve_page(served_project, temporary) as server, ThreadPoolExecutor(4) as visitors:
-        for block in np.array_split(np.arange(amount.requests), READINGS):
+        for block in np.array_split(np.arange(amount.requests), amount.readings):
             statuses = list(visitors.map(partial(ask, server, pictures), block.tolist()))
             assert statuses == [EXPECTED[number % len(EXPECTED)] for number in block.tolist()]
             readings.append(read_process(server.process.pid))
@@ -259,13 +258,16 @@ def train(project: Path, _: list[bytes]) -> Callable[[int], None]:
     return once
 
 
-@amounts
-@pytest.mark.parametrize("repeated", [search, open_index, read_features, train])
-def test_in_one_process(amount, repeated, tiny_run, pictures, tmp_path, monkeypatch, record_property):
+@pytest.mark.parametrize(
+    ("repeated", "amount"),
+    [pytest.param(search, SHORT, marks=pytest.mark.slow), pytest.param(train, SHORT, marks=pytest.mark.slow),
+     *(pytest.param(what, NIGHT, marks=pytest.mark.nightly) for what in (search, open_index, read_features, train))],
+)  # fmt: skip
+def test_in_one_process(repeated, amount, tiny_run, pictures, tmp_path, monkeypatch, record_property):
     copy(["data", "models"], tiny_run, tmp_path)
     monkeypatch.chdir(tmp_path)
     once, readings = repeated(Path(), pictures), []
-    for block in np.array_split(np.arange(amount.repetitions), READINGS):
+    for block in np.array_split(np.arange(amount.repetitions), amount.readings):
         for number in block.tolist():
             once(number)
         gc.collect()
