@@ -175,7 +175,8 @@ def told(what: str, amount: str, readings: list[Any], memory: str, handles: str 
     middle = float(np.median(values[len(values) // 2 :]))
     ranges = [sorted({getattr(one, name) for one in readings}) if name else [] for name in (handles, threads)]
     counted = ["-".join(map(str, dict.fromkeys([found[0], found[-1]]))) if found else "" for found in ranges]
-    return "|".join([what, amount, f"{middle / 1e6:.0f} MB", f"{rise(values) / middle:+.1%}", *counted])
+    trend = round(rise(values) / middle, 3) + 0.0  # no -0
+    return "|".join([what, amount, f"{middle / 1e6:.0f} MB", f"{trend:+.1%}", *counted])
 
 
 # ---- what lives long
@@ -258,11 +259,14 @@ def train(project: Path, _: list[bytes]) -> Callable[[int], None]:
     return once
 
 
-@pytest.mark.parametrize(
-    ("repeated", "amount"),
-    [pytest.param(search, SHORT, marks=pytest.mark.slow), pytest.param(train, SHORT, marks=pytest.mark.slow),
-     *(pytest.param(what, NIGHT, marks=pytest.mark.nightly) for what in (search, open_index, read_features, train))],
-)  # fmt: skip
+def case(what: Callable, amount: Amount, mark: pytest.MarkDecorator) -> Any:
+    return pytest.param(what, amount, marks=mark, id=f"{what.__name__}-{mark.name}")
+
+
+@pytest.mark.parametrize(("repeated", "amount"), [
+    *(case(what, SHORT, pytest.mark.slow) for what in (search, train)),
+    *(case(what, NIGHT, pytest.mark.nightly) for what in (search, open_index, read_features, train)),
+])  # fmt: skip
 def test_in_one_process(repeated, amount, tiny_run, pictures, tmp_path, monkeypatch, record_property):
     copy(["data", "models"], tiny_run, tmp_path)
     monkeypatch.chdir(tmp_path)
