@@ -44,7 +44,8 @@ class Process:
 
     Attributes:
         peak, resident, share: bytes: the most that was resident, what is, and that with shared pages divided among all.
-        handles: open files, sockets and pipes; threads: how many; command: its command line.
+        handles: open files, sockets and pipes; packs: open files of git's, apart from these; threads: how many.
+        command: its command line.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Process:
     resident: int
     share: int
     handles: int
+    packs: int
     threads: int
 
 
@@ -65,11 +67,22 @@ def read_process(number: int) -> Process | None:
         share = next(line for line in (place / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
         command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         peak, resident = (int(status[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS"))
-        handles = sum(1 for _ in (place / "fd").iterdir())
+        targets = [_target(handle) for handle in (place / "fd").iterdir()]
     except (OSError, KeyError, StopIteration):
         return None
     parent, threads = int(status["PPid"]), int(status["Threads"])
-    return Process(number, parent, command, peak, resident, int(share.split()[1]) * 1024, handles, threads)
+    packs = sum("/objects/pack/" in target for target in targets)
+    return Process(
+        number, parent, command, peak, resident, int(share.split()[1]) * 1024, len(targets) - packs, packs, threads
+    )
+
+
+def _target(handle: Path) -> str:
+    """What a handle is of; "" for one that has been closed meanwhile."""
+    try:
+        return os.readlink(handle)
+    except OSError:
+        return ""
 
 
 class _Allocated(ctypes.Structure):
@@ -110,12 +123,14 @@ class Peaks:
     """The most that was seen of a queue's worker and what it starts, in bytes and handles.
 
     Attributes:
-        largest: of one stage; together, handles: of all at a time; worker, worker_handles: of the worker at the end.
+        largest: of one stage; together, handles, packs: of all at a time; packs are handles of git's packs, apart.
+        worker, worker_handles: of the worker at the end.
     """
 
     largest: int = 0
     together: int = 0
     handles: int = 0
+    packs: int = 0
     worker: int = 0
     worker_handles: int = 0
 
@@ -166,6 +181,7 @@ class Watch:
             peaks.largest = max([peaks.largest, *(one.peak for one in started if "-m stages " in one.command)])
             peaks.together = max(peaks.together, sum(one.share for one in [worker, *started]))
             peaks.handles = max(peaks.handles, sum(one.handles for one in [worker, *started]))
+            peaks.packs = max(peaks.packs, sum(one.packs for one in [worker, *started]))
 
 
 def descendants(number: int, processes: dict[int, Process]) -> Iterable[Process]:
@@ -278,34 +294,39 @@ class Queue:
         Args:
             options: of ``dvc exp run --queue``.
         """
-        done, rows = set(self.experiments()), []
+        before = set(self.experiments())
         expected = self.project.dvc("exp", "run", "--queue", *options).count("Queued experiment")
         assert expected
-        with Watch(self.temporary) as watch:
-            self.project.start_queue()
-            started = last = seen = time.monotonic()
-            stopping = False
-            while len(rows) < expected:
-                time.sleep(0.5)
-                now = time.monotonic()
-                assert now - last < self.PATIENCE, self.project.dvc("queue", "status")
-                for name in sorted(set(self.experiments()) - done):
-                    done.add(name)
-                    rows.append(self.row(name, now - last, watch.take()))
-                    last = now
-                if watch.has_worker:
-                    seen = now
-                if now - started > seconds and not stopping:
-                    self.project.dvc("queue", "stop")
-                    stopping = True
-                elif now - seen > self.MISSING:
-                    if stopping:
-                        break
-                    self.restarts += 1  # DVC's worker ends now and then with an error of its own
-                    self.project.start_queue()
-                    seen = now
+        try:
+            with Watch(self.temporary) as watch:
+                self.project.start_queue()
+                return self._wait(watch, before, expected, seconds)
+        finally:
             self.project.dvc("queue", "stop", "--kill")
             self._wait_for_all()
+
+    def _wait(self, watch: Watch, done: set[str], expected: int, seconds: float) -> list[Row]:
+        rows, stopping = [], False
+        started = last = seen = time.monotonic()
+        while len(rows) < expected:
+            time.sleep(0.5)
+            now = time.monotonic()
+            assert now - last < self.PATIENCE, self.project.dvc("queue", "status")
+            for name in sorted(set(self.experiments()) - done):
+                done.add(name)
+                rows.append(self.row(name, now - last, watch.take()))
+                last = now
+            if watch.has_worker:
+                seen = now
+            if now - started > seconds and not stopping:
+                self.project.dvc("queue", "stop")
+                stopping = True
+            elif now - seen > self.MISSING:
+                if stopping:
+                    break
+                self.restarts += 1  # DVC's worker ends now and then with an error of its own
+                self.project.start_queue()
+                seen = now
         return rows
 
     def row(self, name: str = "", seconds: float = 0.0, peaks: Peaks | None = None) -> Row:

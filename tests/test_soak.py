@@ -91,6 +91,7 @@ def test_queue_of_experiments(amount, project, tmp_path, record_property):
     assert before == cache.accounted([base])
     rows = [queue.row(), *queue.run(amount.options, amount.seconds)]
     require_flat([row.peaks for row in rows[1:]], "largest", "together", "worker")
+    assert max(row.peaks.packs for row in rows) <= 4 * len(rows)  # two files a pack, of two processes
     assert queue.restarts <= 1
     assert queue.temporaries() == [] and queue.processes() == []
 
@@ -288,7 +289,7 @@ def test_in_one_process(repeated, amount, tiny_run, pictures, tmp_path, monkeypa
 def test_what_grows_is_refused(leak):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 2_000_000, 12).tolist()
-    flat = [Process(1, 0, "", 0, 800_000_000 + more, 0, 20, 4) for more in noise]
+    flat = [Process(1, 0, "", 0, 800_000_000 + more, 0, 20, 0, 4) for more in noise]
     require_flat(flat, "resident")
     grown = [replace(one, **{name: getattr(one, name) + number * step for name, step in leak.items()})
              for number, one in enumerate(flat)]  # fmt: skip
