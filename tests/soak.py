@@ -80,7 +80,7 @@ def read_process(number: int) -> Process | None:
 def _target(handle: Path) -> str:
     """What a handle is of; "" for one that has been closed meanwhile."""
     try:
-        return os.readlink(handle)
+        return str(handle.readlink())
     except OSError:
         return ""
 

@@ -91,7 +91,7 @@ def test_queue_of_experiments(amount, project, tmp_path, record_property):
     assert before == cache.accounted([base])
     rows = [queue.row(), *queue.run(amount.options, amount.seconds)]
     require_flat([row.peaks for row in rows[1:]], "largest", "together", "worker")
-    assert max(row.peaks.packs for row in rows) <= 4 * len(rows)  # two files a pack, of two processes
+    assert max(row.peaks.packs for row in rows) <= 4 * len(rows)  # an experiment leaves a pack
     assert queue.restarts <= 1
     assert queue.temporaries() == [] and queue.processes() == []
 
