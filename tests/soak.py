@@ -275,6 +275,8 @@ class Queue:
 
     #: Seconds that an experiment may take, and a worker may be missing.
     PATIENCE, MISSING = 300, 15
+    #: Experiments after which git joins its packs, as docs/reliability.md says.
+    PACKS = 50
 
     def __init__(self, project: Project, temporary: Path) -> None:
         self.project, self.cache, self.temporary = project, Cache(project), temporary
@@ -316,6 +318,8 @@ class Queue:
                 done.add(name)
                 rows.append(self.row(name, now - last, watch.take()))
                 last = now
+                if len(rows) % self.PACKS == 0:
+                    self.project.git("gc", "--quiet")
             if watch.has_worker:
                 seen = now
             if now - started > seconds and not stopping:

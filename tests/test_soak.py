@@ -149,6 +149,7 @@ def follow_the_recipe(queue: Queue, base: dict[str, Any], locks: dict[str, dict[
             assert found == expected[command], command
     assert expected.keys() <= set(commands)
     assert queue.cache.lock("kept") == locks[kept]
+    assert len(list((project.directory / ".git" / "objects" / "pack").glob("*.pack"))) == 1
     assert project.changed() == set()
     assert stages_run(project.dvc("repro")) == []
     assert project.run(sys.executable, "-m", "stages", "verify").endswith("artifacts as noted in dvc.lock\n")
