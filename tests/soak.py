@@ -257,7 +257,7 @@ class Row:
 
     Attributes:
         seconds: since the one before; peaks: meanwhile.
-        disk: files and bytes by place, see :meth:`Queue.places`.
+        disk: files and bytes by place, see :meth:`Queue.places`; without the copy that an experiment runs in.
     """
 
     experiment: str
@@ -335,8 +335,10 @@ class Queue:
 
     def row(self, name: str = "", seconds: float = 0.0, peaks: Peaks | None = None) -> Row:
         """What there is now."""
-        found = {place: sizes(path).values() for place, path in self.places().items()}
-        disk = {place: (len(files), sum(files)) for place, files in found.items()}
+        disk = {}
+        for place, path in self.places().items():
+            files = [size for name, size in sizes(path).items() if not name.startswith("exps/tmp")]
+            disk[place] = len(files), sum(files)
         return Row(name, seconds, peaks or Peaks(), disk)
 
     def places(self) -> dict[str, Path]:
