@@ -13,7 +13,7 @@ BEGIN, END = "<!-- soak: begin -->", "<!-- soak: end -->"
 #: Heads of the tables, by the property that has their rows.
 HEADS = {
     "soak": ("soaked", "how much", "memory, median", "its trend", "handles", "threads"),
-    "growth": ("where", "files", "bytes, median", "bytes, in all"),
+    "growth": ("where", "files, in all", "bytes of an experiment, median", "bytes, in all"),
 }
 
 

@@ -313,7 +313,7 @@ def test_tables(tmp_path):
         "|---|---|---:|---:|---:|---:|",
         "| the page | 4 questions | 900 MB | +0.1% | 18 | 13 |",
         "",
-        "| where | files | bytes, median | bytes, in all |",
+        "| where | files, in all | bytes of an experiment, median | bytes, in all |",
         "|---|---:|---:|---:|",
         "| `.git` | 3 | 1,000 | 3,000 |",
     ]
