@@ -86,6 +86,11 @@ def write_clip_config(directory: Path, config: ClipConfig) -> None:
     write_json(directory / CONFIG, {**content, PROVENANCE_KEY: provenance})
 
 
+#: Of an image whose sides have a larger ratio, the middle: its shorter side is scaled to the model's size before the
+#: middle is cut out, which would take gigabytes.
+LONGEST = 256
+
+
 class Preprocess:
     """`steps` that an RGB image goes through, then its pixels: uint8 (height, width, 3)."""
 
@@ -96,9 +101,19 @@ class Preprocess:
         import numpy as np
         import torch
 
+        image = _middle(image)
         for step in self.steps:
             image = step(image)
         return torch.from_numpy(np.array(image))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """An image no longer than :data:`LONGEST` times its shorter side."""
+    most = LONGEST * min(image.size)
+    if max(image.size) <= most:
+        return image
+    cut = [max(0, side - most) // 2 for side in image.size]
+    return image.crop((*cut, *(side - less for side, less in zip(image.size, cut, strict=True))))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,11 @@ from stages.map.artifact import ImageMap, write_map
 
 #: Seconds that anything may take here.
 PATIENCE = 60
+#: Elements that answers are made of.
+TAGS = frozenset((
+    "section", "div", "p", "q", "span", "ol", "li", "button", "img", "svg", "path", "template", "table", "thead",
+    "tbody", "tr", "th", "td", "small", "br", "b",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,14 @@ class PageServer:
     """A page that is served.
 
     Attributes:
-        project: what it serves; temporary: where it may write.
+        project: what it serves; temporary: where it may write; log: what it says on standard error.
     """
 
     process: subprocess.Popen
     port: int
     project: Path
     temporary: Path
+    log: Path
 
     @property
     def url(self) -> str:
@@ -66,18 +73,50 @@ class PageServer:
         return status, content.decode()
 
 
+class Elements(HTMLParser):
+    """Start tags with their attributes, and all text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def named(self, kind: str) -> list[dict[str, str | None]]:
+        return [attributes for _, attributes in self.tags if kind in (attributes.get("class") or "").split()]
+
+    def require_harmless(self) -> None:
+        """No other elements than those of an answer, nothing that runs, nothing from elsewhere."""
+        for tag, attributes in self.tags:
+            assert tag in TAGS, tag
+            assert not [name for name in attributes if name.startswith("on") or name in ("href", "srcdoc")], attributes
+            assert re.fullmatch(r"thumbnail/\d+", attributes.get("src", "thumbnail/0")), attributes
+
+
 @contextmanager
-def serve_page(project: Path, temporary: Path) -> Iterator[PageServer]:
-    """The page of a project; what it writes to a temporary directory, it writes to `temporary`."""
+def serve_page(project: Path, temporary: Path, program: Sequence[str] = ("-m", "stages")) -> Iterator[PageServer]:
+    """The page of a project; what it writes to a temporary directory, it writes to `temporary`.
+
+    Args:
+        program: of Python, that has the command ``serve``.
+    """
     temporary.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages", "serve", "--port", "0"], cwd=project, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    log = temporary.with_name("page.log")
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, *program, "serve", "--port", "0"], cwd=project, stdout=subprocess.PIPE, stderr=said,
+            text=True, env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
     try:
         found = re.match(r"http://127\.0\.0\.1:(\d+) ", process.stdout.readline())
-        assert found, f"the page has not started: {process.wait(PATIENCE)}"
-        yield PageServer(process, int(found[1]), project, temporary)
+        assert found, f"the page has not started: {process.wait(PATIENCE)}, {log.read_text()}"
+        yield PageServer(process, int(found[1]), project, temporary, log)
     finally:
         process.kill()
         process.wait(PATIENCE)

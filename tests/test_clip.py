@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from stages.artifacts import Provenance
-from stages.clip import load_clip, read_clip_config
+from stages.clip import Preprocess, load_clip, read_clip_config
 from stages.device import resolve_device, seed_everything
 from stages.errors import InputError
 from stages.weights.config import Clip
@@ -116,6 +116,18 @@ def test_preprocessing_is_that_of_open_clip(original, pinned):
         torch.testing.assert_close(towards.pop()[0], transform(Image.fromarray(pixels)), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("size", "box"), [
+    ((256, 1), None), ((9001, 4), (3988, 0, 5013, 4)), ((3, 2000), (0, 616, 3, 1384)),
+    ((1, 60_000), (0, 29_872, 1, 30_128)),
+])  # fmt: skip
+def test_of_a_very_long_image_the_middle_is_taken(size, box):
+    """Scaled as a whole, the last one would have 60,000 times the pixels of the model's square."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    found = Preprocess([])(Image.fromarray(pixels))
+    left, upper, right, lower = box or (0, 0, *size)
+    np.testing.assert_array_equal(found, pixels[upper:lower, left:right])
+
+
 def test_bfloat16_gives_nearly_the_same(pinned):
     exact, rounded = load_clip(pinned), load_clip(pinned, precision="bfloat16")
     assert (exact.precision, rounded.precision) == ("float32", "bfloat16")
@@ -157,7 +169,7 @@ def refuse(event, args):
         raise AssertionError(f"network: {event} {args}")
 sys.addaudithook(refuse)
 from pathlib import Path
-from stages.clip import load_clip, read_clip_config
+from stages.clip import Preprocess, load_clip, read_clip_config
 directory = Path(sys.argv[1])
 read_clip_config(directory)
 assert "torch" not in sys.modules and "open_clip" not in sys.modules, "the config alone needs neither"

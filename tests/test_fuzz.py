@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from download_run import params
-from hypothesis import HealthCheck, given, settings
+from fuzzing import check, damage, few_or_many
 from picture import picture
 from small_run import write_small_run
 from stage_runner import ROOT
@@ -42,19 +42,6 @@ from stages.tables import read_table
 CLEAR = (InputError, OutsideError, OSError)
 
 
-def few_or_many(few: int, many: int) -> pytest.MarkDecorator:
-    """Examples in CI, and in the nightly profile."""
-    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.nightly)])
-
-
-def check(strategy: st.SearchStrategy, examples: int, property_: Callable[[Any], None]) -> None:
-    """Hypothesis with so many examples, the same ones each time."""
-    options = settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-    options(given(strategy)(lambda value: property_(value)))()
-
-
 def clearly(action: Callable[[], object]) -> None:
     """It succeeds, or fails in one line."""
     try:
@@ -65,27 +52,6 @@ def clearly(action: Callable[[], object]) -> None:
 
 
 # ---- bytes
-
-
-def damage(original: bytes) -> st.SearchStrategy[bytes]:
-    """`original` with a few bytes other, cut out or put in, or without its end."""
-    place = st.integers(0, len(original))
-    edit = st.tuples(st.sampled_from(["set", "cut", "insert", "end"]), place, st.binary(min_size=1, max_size=8))
-
-    def edited(edits: list[tuple[str, int, bytes]]) -> bytes:
-        data = bytearray(original)
-        for how, start, new in edits:
-            if how == "set":
-                data[start : start + len(new)] = new
-            elif how == "cut":
-                del data[start : start + 4 * len(new)]
-            elif how == "insert":
-                data[start:start] = new
-            else:
-                del data[start:]
-        return bytes(data)
-
-    return st.lists(edit, min_size=1, max_size=4).map(edited)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])

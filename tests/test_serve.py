@@ -13,14 +13,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 import psutil
 import pytest
-from page_server import PATIENCE, distances_of, ids_of, serve_page
+from page_server import PATIENCE, TAGS, Elements, distances_of, ids_of, serve_page
 from PIL import Image
 from stage_runner import ROOT, copy
 
@@ -53,25 +52,6 @@ def png(width: int, height: int) -> bytes:
 
 
 # ---- HTML
-
-
-class Elements(HTMLParser):
-    """Start tags with their attributes, and all text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-    def named(self, kind: str) -> list[dict[str, str | None]]:
-        return [attributes for _, attributes in self.tags if kind in (attributes.get("class") or "").split()]
 
 
 def cells(html: str) -> dict[str, set[tuple[float, float]]]:
@@ -125,11 +105,8 @@ def test_no_word_becomes_markup():
         EVIL, markup.query_picture(None, EVIL), bits, shares, [hit], [EVIL, "other"], EVIL
     ) + markup.failure(EVIL) + markup.beginning([1], [[EVIL]])  # fmt: skip
     elements = Elements(html)
-    known = {"section", "div", "p", "q", "span", "ol", "li", "button", "img", "svg", "path", "template", "table",
-             "thead", "tbody", "tr", "th", "td", "small", "br", "b"}  # fmt: skip
-    assert {tag for tag, _ in elements.tags} == known
-    assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
-    assert all(re.fullmatch(r"thumbnail/\d+", attributes["src"]) for tag, attributes in elements.tags if tag == "img")
+    assert {tag for tag, _ in elements.tags} == TAGS
+    elements.require_harmless()
     assert elements.text.count(EVIL) == 7  # the text and the title twice, in the template alone, ...
     assert any(attributes.get("aria-label") == f"Search with image 5: {EVIL}, b" for _, attributes in elements.tags)
 
@@ -402,6 +379,29 @@ def test_another_page_gets_nothing(page):
         _, headers, _ = page.ask("GET", path, headers={"Origin": "http://evil.example"})
         assert not [name for name in headers if name.startswith("access-control")]
         assert "connect-src 'self'" in headers["content-security-policy"] and headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize(("path", "headers", "status"), [
+    ("/?page=none&deep_link=none", {}, 200), ("/", {"X-Gradio-Server": "::: x"}, 200),
+    ("/", {"X-Forwarded-Host": "search.example:8443, inner"}, 200), ("/", {"X-Forwarded-Host": "[::1"}, 400),
+    ("/static/" + "a" * 300, {}, 404), ("/static" + "/a" * 2500, {}, 404),
+])  # fmt: skip
+def test_gradio_is_given_nothing_to_stumble_over(page, path, headers, status):
+    assert page.ask("GET", path, None, headers)[0] == status
+
+
+def test_hosts_have_names_that_can_be_addresses():
+    """Also where the page is for a network, whose machines may call it anything."""
+    guard = Guard(None, None)
+
+    def refused(host: bytes) -> bool:
+        scope = {"path": "/", "raw_path": b"/", "method": "GET", "headers": [(b"host", host)]}
+        return guard._refused(scope) is not None
+
+    for name in (b"localhost", b"a-b_c.example.", b"10.0.0.1:80", b"[::1]", b"[fe80::1]:7860", b"4.example"):
+        assert not refused(name), name
+    for name in (b"", b"[::1", b"::1", b"[::1%<b>]", b"999.9.9.9", b"a b", b"<b>", b"a/b", b"a:b", b"\xe9"):
+        assert refused(name), name
 
 
 # ---- no file of the host

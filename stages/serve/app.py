@@ -110,7 +110,7 @@ class Routes:
         if not isinstance(content, dict) or len(content) != 1 or not content.keys() <= {"text", "id"}:
             raise Refused(400, "ask with a JSON object that has a text or an id")
         if "text" in content:
-            text = _checked(Text, content["text"], f"a text has at most {MAX_TEXT} characters")
+            text = _checked(Text, content["text"], f"a text has at most {MAX_TEXT} characters, all of them Unicode")
             return lambda top, rerank: self._answers.by_text(text, top, rerank)
         image = _checked(Image, content["id"], "the id of an image is a whole number from 0 on")
         return lambda top, rerank: self._answers.by_id(image, top, rerank)

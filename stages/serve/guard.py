@@ -5,6 +5,7 @@ needs none of them, so that only what it does need gets through; see ``docs/page
 """
 
 import asyncio
+import ipaddress
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import asynccontextmanager
@@ -16,9 +17,16 @@ Application = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awa
 #: What may be asked for: the page with its own files, and Gradio's program for the browser, a part of its package.
 PATHS = re.compile(
     r"/|/page\.(?:js|css)|/map|/beginning|/thumbnail/\d{1,18}|/favicon\.ico|/theme\.css"
-    r"|/(?:assets|static)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+"
+    r"|/(?:assets|static)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){1,4}"
 )
 SEARCH = "/search"
+
+#: Headers that are passed on; so Gradio takes none of its own from a visitor.
+HEARD = frozenset((
+    b"host", b"x-forwarded-host", b"x-forwarded-proto", b"accept-encoding", b"content-type", b"content-length",
+))  # fmt: skip
+#: A name in them, which Gradio makes an address of; :func:`_is_host` has the other kind.
+DOMAIN = re.compile(r"(?:[A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]*[A-Za-z_-][A-Za-z0-9_-]*\.?")
 
 #: The browser itself keeps the page from asking other servers for anything, whatever got into it.
 HEADERS = {
@@ -61,7 +69,7 @@ class Guard:
 
         refused = (403, b"not here") if scope["type"] != "http" else self._refused(scope)
         if refused is None:
-            await self._inner(scope, receive, send_guarded)
+            await self._inner(_bare(scope), receive, send_guarded)
         elif scope["type"] == "http":
             start = {"type": "http.response.start", "status": refused[0], "headers": [(b"content-type", b"text/plain")]}
             await send_guarded(start)
@@ -73,6 +81,8 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self._hosts is not None and _name(headers.get(b"host", b"").decode("latin-1")) not in self._hosts:
             return 403, b"this page is not known by that name"
+        if not all(map(_is_host, (headers[name] for name in (b"host", b"x-forwarded-host") if name in headers))):
+            return 400, b"no name of a host"
         foreign = headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none")
         if foreign and not (scope["path"] == "/" and headers.get(b"sec-fetch-dest") == b"document"):  # a link to here
             return 403, b"asked for by another page"
@@ -87,9 +97,28 @@ class Guard:
         return None if scope["method"] in ("GET", "HEAD") else (405, b"GET only")
 
 
+def _bare(scope: Scope) -> Scope:
+    """A request without what no route of the page asks for."""
+    query = scope["query_string"] if scope["path"] == SEARCH else b""
+    return {**scope, "query_string": query, "headers": [pair for pair in scope["headers"] if pair[0].lower() in HEARD]}
+
+
 def _name(host: str) -> str:
     """A host without its port."""
-    return host.rsplit(":", 1)[0] if re.fullmatch(r".*:\d+", host) else host
+    return host.rsplit(":", 1)[0] if re.fullmatch(r".*:\d{1,5}", host) else host
+
+
+def _is_host(value: bytes) -> bool:
+    """Whether a header (the first of its values) is the name or the number of a host, with or without a port."""
+    name = _name(value.decode("latin-1").split(",")[0].strip())
+    try:
+        if re.fullmatch(r"\[[^%]*\]", name):
+            ipaddress.IPv6Address(name[1:-1])
+        elif not DOMAIN.fullmatch(name):
+            ipaddress.IPv4Address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class Budget:
