@@ -99,10 +99,7 @@ def ray_machines() -> Iterator[Machines]:
         except ray.exceptions.RayTaskError:
             raise  # of the work itself, and a bug
         except ray.exceptions.RayError as error:
-            raise OutsideError(
-                f"engine: ray: lost {type(error).__name__} ({_one_line(error)}); give the workers more memory, "
-                f"and run it again: what is finished is kept"
-            ) from None
+            raise _lost(error) from None
         finally:
             if mine:
                 ray.shutdown()
@@ -135,7 +132,8 @@ def run_row_groups(
     parts = list(groups)
     tasks = [{"number": number, "file": str(groups[part][0]), "group": groups[part][1]}
              for number, part in enumerate(parts)]  # fmt: skip
-    ledger = ray.remote(num_cpus=0)(_Ledger).remote(ATTEMPTS)
+    # It may be lost as the others may; then it has forgotten what it counted.
+    ledger = ray.remote(num_cpus=0, max_restarts=ATTEMPTS, max_task_retries=-1)(_Ledger).remote(ATTEMPTS)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -204,7 +202,16 @@ class _Actor:
             content = self._work(group)
         except PASSED_ON as error:  # raised here, it would be a traceback of Ray's
             problem = pickle.dumps(error)
+        except ray.exceptions.RayActorError as error:
+            problem = pickle.dumps(_lost(error))
         return {"number": batch["number"], "content": [content], "error": [problem]}
+
+
+def _lost(error: BaseException) -> OutsideError:
+    return OutsideError(
+        f"engine: ray: lost {type(error).__name__} ({_one_line(error)}); give the workers more memory, and run it "
+        f"again: what is finished is kept"
+    )
 
 
 def _one_line(error: BaseException) -> str:

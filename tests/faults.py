@@ -30,6 +30,8 @@ KINDS = {
     "input of another run": "an input made from another data set or with another model",
     "two at once": "the same stage twice at the same time",
     "parameter changed": "params.yaml changes in the middle",
+    "Ray worker killed": "SIGKILL to a process of Ray that works for a stage, at a random moment",
+    "rank killed": "SIGKILL to one of two ranks that train, at a random moment",
     "clock jumps": "the clock goes a year back or ten years ahead in the middle",
 }
 

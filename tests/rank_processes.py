@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,15 @@ class Ended:
     stderr: str
 
 
-def launch(directories: Sequence[Path], work: Callable[..., None], *arguments: Any) -> list[Ended]:
+def launch(
+    directories: Sequence[Path], work: Callable[..., None], *arguments: Any, agent: bool = False
+) -> list[Ended]:
     """Run ``work(*arguments)``, a function of a module, in a rank for each of the directories, as torchrun would.
 
     Each one is that of a machine; ranks with the same one are on the same machine.
+
+    Args:
+        agent: whether all are terminated as soon as one has failed, as by the agent of torchrun on their machine.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["stages.__main__", "stages.train.stage", "torch._dynamo", "training_run"])
@@ -48,8 +54,15 @@ def launch(directories: Sequence[Path], work: Callable[..., None], *arguments: A
             ranks[-1].start()
     finally:
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    deadline = time.monotonic() + PATIENCE
+    while agent and time.monotonic() < deadline and any(process.is_alive() for process in ranks):
+        if any(process.exitcode for process in ranks):
+            for process in ranks:
+                process.terminate()
+            break
+        time.sleep(0.1)  # as torchrun looks
     for process in ranks:
-        process.join(PATIENCE)
+        process.join(max(0, deadline - time.monotonic()))
     for process in ranks:
         process.kill()
         process.join()

@@ -11,11 +11,12 @@ import test_bad_input
 import test_damage
 import test_disk_faults
 import test_interruption
+import test_lost_processes
 import test_meanwhile
 from disturbed import STAGES
 from faults import FAULTS, KINDS, faults
 
-MODULES = (test_bad_input, test_damage, test_disk_faults, test_interruption, test_meanwhile)
+MODULES = (test_bad_input, test_damage, test_disk_faults, test_interruption, test_lost_processes, test_meanwhile)
 IN_CI = [fault for fault in FAULTS if not fault.nightly]
 
 
@@ -24,7 +25,7 @@ def test_numbers():
 
 
 def test_every_kind_is_injected_into_every_stage():
-    """As far as it has inputs, or parameters."""
+    """As far as it has inputs, or parameters, or several processes that Ray or torchrun start."""
     stages = {kind: {fault.stage for fault in FAULTS if fault.kind == kind} for kind in KINDS}
     with_inputs = set(STAGES) - {"download", "weights"}
     for kind in KINDS:
@@ -35,6 +36,10 @@ def test_every_kind_is_injected_into_every_stage():
             expected -= {"explain", "report"}
         if kind == "input of another run":
             expected -= {"extract", "components"}  # they have one input alone
+        if kind == "Ray worker killed":
+            expected = {"extract", "encode"}
+        if kind == "rank killed":
+            expected = {"train"}
         assert stages[kind] >= expected, kind
 
 

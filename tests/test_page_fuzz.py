@@ -73,7 +73,8 @@ class Watch:
             new = self._page.log.read_bytes()[self._place :]
             self._place += len(new)
             lines = new.decode(errors="backslashreplace").splitlines()
-            assert [line for line in lines if not SAID.fullmatch(line)] == []
+            said = [line for line in lines if not SAID.fullmatch(line)]
+            assert said == [], "\n".join(said)
 
     def unharmed(self) -> None:
         """It answers as before, has written nothing, and needs no more memory than for an image."""

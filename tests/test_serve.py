@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -388,6 +389,27 @@ def test_another_page_gets_nothing(page):
 ])  # fmt: skip
 def test_gradio_is_given_nothing_to_stumble_over(page, path, headers, status):
     assert page.ask("GET", path, None, headers)[0] == status
+
+
+def test_garbage_behind_a_request_is_one_line_on_the_log(page):
+    place = page.log.stat().st_size
+    head = b" HTTP/1.1\r\nHost: localhost\r\n"
+    json_body = b"Content-Type: application/json\r\nContent-Length: 8\r\n\r\n{\"id\":3}"
+    for request in (b"GET /" + head + b"\r\n", b"GET /none" + head + b"\r\n", b"POST /search" + head + json_body,
+                    b"POST /search" + head + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"):  # fmt: skip
+        for garbage in (b"\0\0\0\0", b"GET / HTTP/9.9\r\n\r\n"):
+            for pause in (0, 0.002):
+                with socket.create_connection(("127.0.0.1", page.port), PATIENCE) as connection:
+                    connection.sendall(request)
+                    time.sleep(pause)
+                    with suppress(ConnectionError):
+                        connection.sendall(garbage)
+                        connection.shutdown(socket.SHUT_WR)
+                        while connection.recv(2**16):
+                            pass
+    assert page.search(5)[0] == 200
+    said = page.log.read_text()[place:].splitlines()
+    assert said and set(said) == {"WARNING:  Invalid HTTP request received."}
 
 
 def test_hosts_have_names_that_can_be_addresses():

@@ -46,6 +46,7 @@ def run(page: Page, searcher: Searcher, listening: socket.socket) -> None:
 
     from stages.serve.answers import Answers
     from stages.serve.app import make_app
+    from stages.serve.protocol import Protocol
 
     answers = Answers(searcher)
     answers.warm_up()
@@ -53,8 +54,8 @@ def run(page: Page, searcher: Searcher, listening: socket.socket) -> None:
     hosts = ["127.0.0.1", "localhost", "[::1]", page.host] if page.is_loopback else None
     app = make_app(answers, hosts)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=30,
-        server_header=False, ws="none", timeout_graceful_shutdown=5,
+        app, http=Protocol, ws="none", log_level="warning", access_log=False, limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=30, server_header=False, timeout_graceful_shutdown=5,
     )  # fmt: skip
     shown = f"[{name}]" if ":" in name else name
 

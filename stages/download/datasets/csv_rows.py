@@ -52,7 +52,7 @@ def _columns(list_file: Path, names: list[str]) -> tuple[int, int | None, int | 
     for twice in [name for name in ("path", *LABEL_COLUMNS, "split") if names.count(name) > 1]:
         raise InputError(f"{list_file}: two of its columns are called '{twice}'; keep one")
     if "path" not in names:
-        listed = text(", ".join(names))[:200] or "none"
+        listed = " ".join(text(", ".join(names)).split())[:200] or "none"  # a name may have several lines
         between = {",": "commas", "\t": "tabs"}[DELIMITERS[list_file.suffix.lower()]]
         raise InputError(f"{list_file}: has no column 'path' ({between} separate columns); its columns are {listed}")
     if set(LABEL_COLUMNS) <= set(names):
