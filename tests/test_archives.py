@@ -134,6 +134,23 @@ def test_zip_with_other_than_plain_files(tmp_path, mode):
     refused(tmp_path / "a.zip", "'evil.png' is neither a plain file nor a directory")
 
 
+def test_zip_with_a_member_without_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("good.png", b"")
+        with archive.open(zipfile.ZipInfo(""), "w") as member:
+            member.write(b"x")
+    refused(tmp_path / "a.zip", "its member '' has no name")
+
+
+def test_zip_whose_members_lie_before_its_beginning(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"good.png": b"x"})
+    content = bytearray(path.read_bytes())
+    content[-6:-2] = (int.from_bytes(content[-6:-2], "little") + 100).to_bytes(4, "little")  # of its list of members
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.zip.*truncated or corrupt archive"):
+        list(read_members(path, {"good.png"}))
+
+
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_member_of_absurd_size(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(archives, "MAX_BYTES", 1000)

@@ -146,6 +146,7 @@ def test_identity(tmp_path):
     [
         ("", r"has no column 'path' \(commas separate columns\); its columns are none"),
         ("file,labels\n0.png,a\n", r"has no column 'path' .*; its columns are file, labels"),
+        ('"a\nfile",labels\n0.png,a\n', r"has no column 'path' .*; its columns are a file, labels"),
         ("path;labels\n0.png;a\n", r"has no column 'path' \(commas separate columns\); its columns are path;labels"),
         ("path,label,labels\n", "has both a column 'labels' and a column 'label'; keep one"),
         ("path,Path\n", "two of its columns are called 'path'; keep one"),

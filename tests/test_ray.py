@@ -148,6 +148,19 @@ def test_what_goes_wrong_in_an_actor_is_handed_over(here: Path, monkeypatch: pyt
     assert "\n" not in str(error.value)
 
 
+def test_the_loss_of_what_counts_is_handed_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(answer: int) -> int:
+        raise ray.exceptions.RayActorError
+
+    monkeypatch.setattr(ray, "get", get)
+    lost = SimpleNamespace(lost=SimpleNamespace(remote=lambda number: 0))
+    actor = ray_pool._Actor(ray_engine.begin, (params("ray", workers=0),), str(here), lost)
+    found = actor({"number": np.array([0]), "file": np.array(["file"]), "group": np.array([0])})
+    assert found["content"] == [b""]
+    with pytest.raises(OutsideError, match=r"^engine: ray: lost RayActorError .*run it again: what is finished is"):
+        raise pickle.loads(found["error"][0])
+
+
 @pytest.mark.slow
 def test_what_always_takes_its_worker_down_ends(
     local_ray: None, workplace: Path, monkeypatch: pytest.MonkeyPatch

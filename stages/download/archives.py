@@ -5,6 +5,7 @@ names that occur once, of sane sizes; and the archive has to be complete.
 """
 
 import bz2
+import errno
 import gzip
 import lzma
 import posixpath
@@ -136,11 +137,12 @@ def _zip_entries(
         archive = zipfile.ZipFile(file)
     for info in archive.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was made without Unix modes
+        is_folder = info.filename.endswith("/")  # is_dir() of Python 3.11 takes no empty name
         check.member(
             info.filename, info.file_size,
-            plain=kind in (0, stat.S_IFREG) and not info.is_dir(), folder=info.is_dir() and kind in (0, stat.S_IFDIR),
+            plain=kind in (0, stat.S_IFREG) and not is_folder, folder=is_folder and kind in (0, stat.S_IFDIR),
         )  # fmt: skip
-        if not info.is_dir():
+        if not is_folder:
             yield posixpath.normpath(info.filename), lambda info=info: archive.open(info)
 
 
@@ -162,6 +164,8 @@ class _Checks:
             reason = "has an absolute path"
         elif ".." in parts:
             reason = "has '..' in its path"
+        elif plain and normal == ".":
+            reason = "has no name"
         elif not (plain or folder):
             reason = "is neither a plain file nor a directory"
         elif plain and normal in self._names:
@@ -213,7 +217,8 @@ def _named_errors(path: Path, member: str = "") -> Iterator[None]:
         OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error,
         ValueError, NotImplementedError, RuntimeError, OverflowError,
     ) as error:  # fmt: skip
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of a decoder
+        # Of the disk, not of a decoder; but a zip archive may name places before its beginning.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         what = f"{path}, member {member!r}" if member else str(path)
         raise InputError(f"{what}: truncated or corrupt archive ({' '.join(str(error).split())})") from None
