@@ -20,7 +20,7 @@ WIDE = {"width": 1280, "height": 900}
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there, no other test can have an event loop
 def browser() -> Iterator[Browser]:
     program = shutil.which("chromium")
     if program is None:
