@@ -86,8 +86,8 @@ def write_clip_config(directory: Path, config: ClipConfig) -> None:
     write_json(directory / CONFIG, {**content, PROVENANCE_KEY: provenance})
 
 
-#: Of an image whose sides have a larger ratio, the middle: its shorter side is scaled to the model's size before the
-#: middle is cut out, which would take gigabytes.
+#: Of an image whose sides have a larger ratio, the middle is cut out at once where a model scales the shorter side to
+#: its size and cuts then: the scaled one would take gigabytes.
 LONGEST = 256
 
 
@@ -101,18 +101,17 @@ class Preprocess:
         import numpy as np
         import torch
 
-        image = _middle(image)
         for step in self.steps:
             image = step(image)
         return torch.from_numpy(np.array(image))
 
 
-def _middle(image: Image.Image) -> Image.Image:
-    """An image no longer than :data:`LONGEST` times its shorter side."""
+def middle(image: Image.Image) -> Image.Image:
+    """An image, or of one longer than :data:`LONGEST` times its shorter side the middle."""
     most = LONGEST * min(image.size)
     if max(image.size) <= most:
         return image
-    cut = [max(0, side - most) // 2 for side in image.size]
+    cut = [(max(0, side - most) + 1) // 2 for side in image.size]
     return image.crop((*cut, *(side - less for side, less in zip(image.size, cut, strict=True))))
 
 
@@ -272,8 +271,11 @@ def load_clip(path: Path = CLIP, device: str | torch.device = "cpu", precision: 
     if precision == "auto":
         precision = MIXED if device.type == "cuda" else "float32"
     prepare(model.visual, device, precision == "bfloat16")
+    steps = preprocess.transforms[:-2]
+    if settings["resize_mode"] == "shortest":
+        steps = [middle, *steps]
     return ClipModel(
-        config=config, preprocess=Preprocess(preprocess.transforms[:-2]),
+        config=config, preprocess=Preprocess(steps),
         image_size=(size, size) if isinstance(size, int) else tuple(size),
         mean=tuple(settings["mean"]), std=tuple(settings["std"]), interpolation=settings["interpolation"],
         resize_mode=settings["resize_mode"], device=device, precision=precision,

@@ -48,5 +48,5 @@ if __name__ == "__main__":
     rows = read(record)
     text = page.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    if any(rows.values()):
+    if all(rows.values()):  # not of a part of the soak
         page.write_text(f"{before}{BEGIN}\n\n{tables(rows)}\n{END}{rest.split(END)[1]}", encoding="utf-8")

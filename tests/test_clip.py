@@ -14,8 +14,9 @@ import tiny_clip
 import torch
 from PIL import Image
 
+import stages.clip
 from stages.artifacts import Provenance
-from stages.clip import Preprocess, load_clip, read_clip_config
+from stages.clip import load_clip, middle, read_clip_config
 from stages.device import resolve_device, seed_everything
 from stages.errors import InputError
 from stages.weights.config import Clip
@@ -117,15 +118,31 @@ def test_preprocessing_is_that_of_open_clip(original, pinned):
 
 
 @pytest.mark.parametrize(("size", "box"), [
-    ((256, 1), None), ((9001, 4), (3988, 0, 5013, 4)), ((3, 2000), (0, 616, 3, 1384)),
+    ((256, 1), None), ((9001, 4), (3989, 0, 5012, 4)), ((3, 2000), (0, 616, 3, 1384)),
     ((1, 60_000), (0, 29_872, 1, 30_128)),
 ])  # fmt: skip
 def test_of_a_very_long_image_the_middle_is_taken(size, box):
     """Scaled as a whole, the last one would have 60,000 times the pixels of the model's square."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    found = Preprocess([])(Image.fromarray(pixels))
+    found = middle(Image.fromarray(pixels))
     left, upper, right, lower = box or (0, 0, *size)
     np.testing.assert_array_equal(found, pixels[upper:lower, left:right])
+
+
+def test_a_very_long_image_is_cut_where_it_would_be_scaled_whole(original, pinned, monkeypatch):
+    """And not where a model squashes it into its square."""
+    cut, build = [], stages.clip.build
+    monkeypatch.setattr("stages.clip.middle", lambda image: cut.append(image.size) or image)
+    for mode in ("shortest", "squash", "longest"):
+        monkeypatch.setattr("stages.clip.build", lambda path, mode=mode: resized(build(path), mode))
+        load_clip(pinned).preprocess(Image.new("RGB", (300, 20)))
+    assert cut == [(300, 20)]
+
+
+def resized(built, mode):
+    """What was built, with another way to resize images."""
+    built[0].visual.preprocess_cfg["resize_mode"] = mode
+    return built
 
 
 def test_bfloat16_gives_nearly_the_same(pinned):
@@ -169,7 +186,7 @@ def refuse(event, args):
         raise AssertionError(f"network: {event} {args}")
 sys.addaudithook(refuse)
 from pathlib import Path
-from stages.clip import Preprocess, load_clip, read_clip_config
+from stages.clip import load_clip, read_clip_config
 directory = Path(sys.argv[1])
 read_clip_config(directory)
 assert "torch" not in sys.modules and "open_clip" not in sys.modules, "the config alone needs neither"

@@ -32,10 +32,10 @@ def shared(n: int, concepts: int = 6, seed: int = 0) -> np.ndarray:
     return np.where(shown.astype(int) @ shown.T > 0, 0.92, 0.02).astype(np.float32)
 
 
-def pair_loss(a: np.ndarray, b: np.ndarray, relevance: float) -> float:
+def pair_loss(a: np.ndarray, b: np.ndarray, relevance: float, sharpness: float = SHARPNESS) -> float:
     """Cross-entropy of a relevance under two codes, from the formula."""
     cosine = sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True)) / len(a)
-    probability = 1 / (1 + math.exp(-SHARPNESS * (cosine - THRESHOLD)))
+    probability = 1 / (1 + math.exp(-sharpness * (cosine - THRESHOLD)))
     return -relevance * math.log(probability) - (1 - relevance) * math.log(1 - probability)
 
 
@@ -44,9 +44,9 @@ def slow_mean_loss(codes: np.ndarray, relevance: np.ndarray) -> float:
     return sum(pair_loss(codes[i], codes[j], float(relevance[i, j])) for i, j in pairs) / len(pairs)
 
 
-def code_loss(code: np.ndarray, relevance: np.ndarray, book: np.ndarray) -> float:
+def code_loss(code: np.ndarray, relevance: np.ndarray, book: np.ndarray, sharpness: float = SHARPNESS) -> float:
     """Mean loss of one code against a book."""
-    return sum(pair_loss(code, *pair) for pair in zip(book, relevance.tolist(), strict=True)) / len(book)
+    return sum(pair_loss(code, *pair, sharpness) for pair in zip(book, relevance.tolist(), strict=True)) / len(book)
 
 
 def flipped(codes: np.ndarray, *entry: int) -> np.ndarray:
@@ -55,10 +55,10 @@ def flipped(codes: np.ndarray, *entry: int) -> np.ndarray:
     return changed
 
 
-def is_best(code: np.ndarray, relevance: np.ndarray, book: np.ndarray) -> bool:
+def is_best(code: np.ndarray, relevance: np.ndarray, book: np.ndarray, sharpness: float = SHARPNESS) -> bool:
     """Whether no single bit of the code lowers its loss."""
-    least = code_loss(code, relevance, book) - 1e-6
-    return all(code_loss(flipped(code, bit), relevance, book) > least for bit in range(len(code)))
+    least = code_loss(code, relevance, book, sharpness) - 1e-6
+    return all(code_loss(flipped(code, bit), relevance, book, sharpness) > least for bit in range(len(code)))
 
 
 # The loss
@@ -201,18 +201,20 @@ def concepts(n: int = 120, count: int = 5, dim: int = 16, seed: int = 0) -> tupl
     return features, SharedConcepts(features, shown + 1e-3, presence=0.2, seed=seed)
 
 
-def test_images_are_encoded_by_their_relevance_to_the_sample() -> None:
+@pytest.mark.parametrize("sharpness", [SHARPNESS, 3.0])
+def test_images_are_encoded_by_their_relevance_to_the_sample(sharpness: float) -> None:
     features, semantics = concepts()
+    semantics.sharpness = sharpness
     new = concepts(seed=1)[0][:10]
     book = Codebook(semantics, features, 8, seed=0)
     assert book.codes.shape == (120, 8)
     found = book.encode(new)
     assert found.shape == (10, 8) and found.dtype == np.float32 and set(np.unique(found)) == {-1, 1}
     relevance = semantics.relevance(semantics.rows(new), semantics.rows(features))
-    assert all(is_best(*row, book.codes) for row in zip(found, relevance, strict=True))
+    assert all(is_best(*row, book.codes, sharpness) for row in zip(found, relevance, strict=True))
     relevance = semantics.relevance(semantics.rows(features), semantics.rows(features))
     codes = (book.codes, book.encode(features), random_codes(120, 8))
-    searched, encoded, drawn = (mean_loss(each, relevance, SHARPNESS) for each in codes)
+    searched, encoded, drawn = (mean_loss(each, relevance, sharpness) for each in codes)
     assert encoded < 1.05 * searched < 0.7 * drawn
 
 

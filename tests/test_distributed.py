@@ -49,6 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{method: (method, {**SGD, "epochs": 7 if method == "dsch" else 2}) for method in METHODS},
     "adamw": ("uhscm", {"epsilon": 1e-3, "epochs": 2}), "streamed": ("dsch", SGD),
     "streamed, without views": ("fused", {**SGD, "epochs": 2}),
+    "dropout": ("fused", {**SGD, "epochs": 2, "dropout": 0.5}),
 }  # fmt: skip
 #: E-steps: changes of the section ``components``.
 E_STEPS: dict[str, dict[str, Any]] = {

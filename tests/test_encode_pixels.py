@@ -75,6 +75,23 @@ def test_a_killed_encoding_goes_on(net: BackboneNet, monkeypatch: pytest.MonkeyP
     assert written + resumed == [f"{number:06d}.npz" for number in range(GROUPS)]
 
 
+def test_an_image_that_cannot_be_read_keeps_the_parts_before_it(
+    net: BackboneNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BackboneNet, "CHUNK", 3)  # two batches of the four images of a row group
+    item = pixels.PixelSlices.item
+
+    def fail(items: pixels.PixelSlices, index: int) -> torch.Tensor:
+        if index == 4:
+            raise InputError("image 8 cannot be decoded")
+        return item(items, index)
+
+    monkeypatch.setattr(pixels.PixelSlices, "item", fail)
+    with pytest.raises(InputError, match="image 8"):
+        EncodedParts(ImageShards()).encode(net, PARAMS)
+    assert sorted(file.name for file in RESUME.glob("encode-*/*")) == ["000000.npz", "000001.npz"]
+
+
 @pytest.mark.parametrize("change", ["network", "images"])
 def test_parts_of_others_are_not_taken(here: Path, net: BackboneNet, change: str) -> None:
     EncodedParts(ImageShards()).encode(net, PARAMS)

@@ -379,6 +379,7 @@ def test_an_image_that_cannot_be_decoded_is_named(here: Path, workers: int) -> N
     assert message.endswith("rebuild it with `dvc repro download`")
     assert "\n" not in message
     assert not FEATURES.exists()
+    assert [file.name for file in RESUME.glob("extract-*/*")] == ["000000.npz"]  # the row group before it is kept
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -33,6 +33,8 @@ SECONDS = float(os.environ.get("CONCEPTBITS_SOAK_SECONDS", "1200"))
 #: Share of its median by which memory may rise in the second half of a series, see :func:`soak.rise`.
 #: That of all processes at a time is looked at five times a second, and varies more.
 FLAT = {"largest": 0.05, "together": 0.1, "worker": 0.05, "resident": 0.05, "in_use": 0.01}
+#: Experiments from which on their memory has a trend.
+TREND = 6
 #: What is counted of a process.
 COUNTED = ("handles", "threads")
 
@@ -62,7 +64,7 @@ def seeds(seconds: float) -> str:
     return ",".join(map(str, range(1, 2 + int(seconds / 120))))
 
 
-SHORT = Amount(("download",), ("-S", "dataset.seed=1,2,3"), 120, 120, 6, 6)
+SHORT = Amount(("download",), ("-S", "dataset.seed=1,2,3"), 3 * Queue.PATIENCE, 120, 18, 6)
 NIGHT = Amount(tuple(pipeline()["stages"]), ("-S", "bits=8,16,24", "-S", f"seed={seeds(SECONDS)}",
                "-S", "train.epochs=2,3"), SECONDS, 4000, 300, 12)  # fmt: skip
 amounts = pytest.mark.parametrize(
@@ -91,7 +93,8 @@ def test_queue_of_experiments(amount, project, tmp_path, record_property):
     before, runs_before = set(cache.files()), len(cache.runs())
     assert before == cache.accounted([base])
     rows = [queue.row(), *queue.run(amount.options, amount.seconds)]
-    require_flat([row.peaks for row in rows[1:]], "largest", "together", "worker")
+    if len(rows) > TREND:
+        require_flat([row.peaks for row in rows[1:]], "largest", "together", "worker")
     assert max(row.peaks.packs for row in rows) <= 4 * len(rows)  # an experiment leaves a pack
     assert queue.restarts <= 1
     assert queue.temporaries() == [] and queue.processes() == []
@@ -103,6 +106,8 @@ def test_queue_of_experiments(amount, project, tmp_path, record_property):
     assert len(cache.runs()) - runs_before == len(noted_runs(every) - noted_runs([base]))
 
     follow_the_recipe(queue, base, locks)
+    if amount is SHORT:
+        return
     done, peaks = f"{len(locks)} experiments", [row.peaks for row in rows[1:]]
     record_property("soak", told("a queue: its largest stage", done, peaks, "largest"))
     record_property("soak", told("a queue: all processes at a time", done, peaks, "together", "handles"))
@@ -203,7 +208,8 @@ def test_page(amount, served_project, pictures, tmp_path, record_property):
             temporaries.append(sorted(temporary.rglob("*")))
     assert temporaries[-1] == temporaries[0]
     require_flat(readings, "resident")
-    record_property("soak", told("the page", f"{amount.requests:,} questions", readings, "resident", *COUNTED))
+    if amount is NIGHT:
+        record_property("soak", told("the page", f"{amount.requests:,} questions", readings, "resident", *COUNTED))
 
 
 #: Statuses of the answers to :func:`ask`, in turn.
@@ -281,19 +287,22 @@ def test_in_one_process(repeated, amount, tiny_run, pictures, tmp_path, monkeypa
         readings.append(InProcess(**vars(read_process(os.getpid())), in_use=in_use()))
     require_flat(readings, "resident", "in_use")
     what = "one process: " + repeated.__name__.replace("_", " ")
-    record_property("soak", told(what, f"{amount.repetitions} times", readings, "in_use", *COUNTED))
+    if amount is NIGHT:
+        record_property("soak", told(what, f"{amount.repetitions} times", readings, "in_use", *COUNTED))
 
 
 # ---- what is told of it
 
 
+@pytest.mark.parametrize("amount", [SHORT, NIGHT], ids=["short", "night"])
 @pytest.mark.parametrize("leak", [{"resident": 10_000_000}, {"handles": 1}, {"threads": 1}])
-def test_what_grows_is_refused(leak):
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 2_000_000, 12).tolist()
+def test_what_grows_is_refused(leak, amount):
+    """One handle or thread each time, or so many bytes."""
+    rng, times = np.random.default_rng(0), amount.repetitions // amount.readings
+    noise = rng.integers(0, 2_000_000, amount.readings).tolist()
     flat = [Process(1, 0, "", 0, 800_000_000 + more, 0, 20, 0, 4) for more in noise]
     require_flat(flat, "resident")
-    grown = [replace(one, **{name: getattr(one, name) + number * step for name, step in leak.items()})
+    grown = [replace(one, **{name: getattr(one, name) + number * times * step for name, step in leak.items()})
              for number, one in enumerate(flat)]  # fmt: skip
     with pytest.raises(AssertionError, match=f"{next(iter(leak))} rises"):
         require_flat(grown, "resident")

@@ -128,12 +128,13 @@ class Epochs:
         return self._derived_seed(seed, epoch)
 
 
-@each_method
+@pytest.mark.parametrize(("method", "dropout"), [*((method, None) for method in METHODS), ("fused", 0.5)])
 @pytest.mark.parametrize("stop", [3, 6])  # one epoch after a checkpoint; at a checkpoint, with an E-step to come
 def test_a_resumed_training_is_the_undisturbed_one(
-    here: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop: int
+    here: Path, monkeypatch: pytest.MonkeyPatch, method: str, dropout: float | None, stop: int
 ) -> None:
-    run(train_params(method))
+    params = train_params(method, dropout=dropout)
+    run(params)
     undisturbed, drawn = weights(), curves()
     shutil.rmtree(HASHNET)
     shutil.rmtree(CURVES)
@@ -141,14 +142,14 @@ def test_a_resumed_training_is_the_undisturbed_one(
     with monkeypatch.context() as patched:
         Epochs(patched, stop)
         with pytest.raises(KeyboardInterrupt):
-            run(train_params(method))
+            run(params)
     assert not HASHNET.exists()
     assert len(list(RESUME.glob("train-*/checkpoint.pt"))) == 1
     torch.rand(5)
 
     with monkeypatch.context() as patched:
         epochs = Epochs(patched)
-        run(train_params(method))
+        run(params)
     assert epochs.begun == list(range(stop // 2 * 2, 7))
     assert weights() == undisturbed
     assert curves() == drawn

@@ -4,8 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +50,15 @@ def encode_row_groups(
     Raises:
         InputError: an image cannot be read, or a process that decodes was killed.
     """
-    plan = [(part, piece) for part, group in groups.items() for piece in slices_of([group], net.CHUNK)]
-    items = PixelSlices([piece for _, piece in plan], net.config.image_size)
+    plan = {part: slices_of([group], net.CHUNK) for part, group in groups.items()}
+    items = PixelSlices(list(chain.from_iterable(plan.values())), net.config.image_size)
     with naming_lost_workers(LOST_WORKER), closing(
         in_order(items, workers, "encode", yielding=device.type == "cpu")
     ) as made:
-        pairs = zip((part for part, _ in plan), made, strict=True)
-        for part, batches in groupby(pairs, itemgetter(0)):
-            write(part, np.concatenate([pack(relaxed_codes(net, x.to(device)).cpu().numpy()) for _, x in batches]))
+        for part, pieces in plan.items():  # no batch beyond its own is waited for before a part is written
+            batches = islice(made, len(pieces))
+            write(part, np.concatenate([pack(relaxed_codes(net, x.to(device)).cpu().numpy()) for x in batches]))
+        next(made, None)  # ends the progress bar
 
 
 def encode_shards(net: BackboneNet, shards: ImageShards, device: torch.device, workers: int) -> np.ndarray:

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from itertools import groupby
-from operator import itemgetter
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from stages.clip import ClipModel, load_clip
-from stages.decoding import Slice, in_order, naming_lost_workers
+from stages.decoding import in_order, naming_lost_workers
 from stages.device import resolve_device
 from stages.extract.config import Params
 from stages.extract.decoding import DecodedSlices, slices_of_pictures
@@ -33,11 +32,9 @@ def encode_row_groups(
     Raises:
         InputError: an image cannot be read, or a process that decodes was killed.
     """
-    plan: list[tuple[Path, Slice]] = []
     n_views = params.extract.views
-    for part, group in groups.items():
-        plan += [(part, piece) for piece in slices_of_pictures([group], n_views, params.extract.batch_size)]
-    dataset = DecodedSlices([piece for _, piece in plan], clip, n_views, params.extract.seed)
+    plan = {part: slices_of_pictures([group], n_views, params.extract.batch_size) for part, group in groups.items()}
+    dataset = DecodedSlices(list(chain.from_iterable(plan.values())), clip, n_views, params.extract.seed)
 
     def encode(pictures: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
         features = clip.encode_images(pictures).numpy().astype(np.float16)
@@ -48,10 +45,10 @@ def encode_row_groups(
     with naming_lost_workers(advice), closing(
         in_order(dataset, params.extract.workers, "extract", yielding=yielding)
     ) as decoded:
-        pairs = zip((part for part, _ in plan), decoded, strict=True)
-        for part, batches in groupby(pairs, itemgetter(0)):
-            images, views = zip(*(encode(*batch) for _, batch in batches), strict=True)
+        for part, pieces in plan.items():  # no batch beyond its own is waited for before a part is written
+            images, views = zip(*(encode(*batch) for batch in islice(decoded, len(pieces))), strict=True)
             write(part, images=np.concatenate(images), views=np.concatenate(views, axis=1))
+        next(decoded, None)  # ends the progress bar
 
 
 def extract(shards: ImageShards, params: Params) -> None:

@@ -28,6 +28,9 @@ HEARD = frozenset((
 #: A name in them, which Gradio makes an address of; :func:`_is_host` has the other kind.
 DOMAIN = re.compile(r"(?:[A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]*[A-Za-z_-][A-Za-z0-9_-]*\.?")
 
+#: Characters of a domain's name at most.
+LONGEST_NAME = 253
+
 #: The browser itself keeps the page from asking other servers for anything, whatever got into it.
 HEADERS = {
     "content-security-policy": (
@@ -81,7 +84,8 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self._hosts is not None and _name(headers.get(b"host", b"").decode("latin-1")) not in self._hosts:
             return 403, b"this page is not known by that name"
-        if not all(map(_is_host, (headers[name] for name in (b"host", b"x-forwarded-host") if name in headers))):
+        named = (value for name, value in scope["headers"] if name.lower() in (b"host", b"x-forwarded-host"))
+        if not all(map(_is_host, named)):  # each of them: of one that is repeated, others look at the first
             return 400, b"no name of a host"
         foreign = headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none")
         if foreign and not (scope["path"] == "/" and headers.get(b"sec-fetch-dest") == b"document"):  # a link to here
@@ -111,6 +115,8 @@ def _name(host: str) -> str:
 def _is_host(value: bytes) -> bool:
     """Whether a header (the first of its values) is the name or the number of a host, with or without a port."""
     name = _name(value.decode("latin-1").split(",")[0].strip())
+    if len(name) > LONGEST_NAME:  # the pattern takes the square of it
+        return False
     try:
         if re.fullmatch(r"\[[^%]*\]", name):
             ipaddress.IPv6Address(name[1:-1])

@@ -117,8 +117,9 @@ class Walk:
         """Cluster images with unit features (n, dim), or the `roots` of their entries, into at most `components`."""
         self._roots = roots
         rows = _sample(len(features), FITTED, seed)
-        self._mean = self._shaped(features[rows]).mean(axis=0)
-        centred = self._centred(features[rows])
+        shaped = self._shaped(features[rows])
+        self._mean = shaped.mean(axis=0)
+        centred = _unit(shaped - self._mean)
         count = max(1, min(components, len(rows) // IMAGES_A_COMPONENT))
         with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # equal images: fewer clusters
             found = KMeans(count, n_init=1, random_state=derived_seed(seed, 1)).fit(centred)
