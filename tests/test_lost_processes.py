@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ BY_RAY = ("extract", "encode")
 #: Images of a row group: Ray has some twelve parts to give out.
 GROUP = 6
 #: Seconds in which something has to happen.
-PATIENCE = 60
+PATIENCE = 300
 
 
 # ---- Ray
@@ -90,14 +91,21 @@ class Here(Disturbed):
 
 
 def kill_one(
-    name: str, above: int, done: Callable[[], bool], seconds: float, generator: random.Random, killed: list[int]
-) -> None:  # fmt: skip
-    """SIGKILL one of the processes below the process `above` that are called so, a moment after something is done."""
-    deadline = time.monotonic() + PATIENCE
-    while not done() and time.monotonic() < deadline:
+    name: str, above: int, done: Callable[[], bool], seconds: float, over: Callable[[], bool],
+    generator: random.Random,
+) -> bool:  # fmt: skip
+    """SIGKILL one of the processes below the process `above` that are called so, a moment after something is done.
+
+    Args:
+        over: whether all has ended, so that there is nobody left.
+
+    Returns:
+        whether somebody was killed.
+    """
+    while not done() and not over():
         time.sleep(0.005)
     time.sleep(seconds)
-    while not killed and time.monotonic() < deadline:
+    while not over():
         found = []
         with suppress(psutil.NoSuchProcess):
             for process in psutil.Process(above).children(recursive=True):
@@ -105,10 +113,10 @@ def kill_one(
                     if name in " ".join(process.cmdline()):
                         found.append(process)
         with suppress(IndexError, psutil.NoSuchProcess):
-            victim = generator.choice(sorted(found, key=lambda process: process.pid))
-            victim.kill()
-            killed.append(victim.pid)
+            generator.choice(sorted(found, key=lambda process: process.pid)).kill()
+            return True
         time.sleep(0.005)
+    return False
 
 
 @pytest.mark.parametrize(("stage", "number"), faults(
@@ -122,14 +130,17 @@ def test_a_ray_worker_is_killed(stage, number, tmp_path, of_row_groups, seen_sta
     disturbed = Here(stage, tmp_path / "run", of_row_groups, None, seen_states)
     directory = disturbed.start(over_earlier=number % 2 == 0)
     prepare(directory, SMALL, {stage: {"engine": "ray"}})
-    killed: list[int] = []
-    watch = threading.Thread(target=kill_one, args=(
-        name, os.getpid(), lambda: len(list(directory.glob(f"{RESUME}/*/*.npz"))) >= parts, seconds, generator, killed,
-    ))  # fmt: skip
-    watch.start()
-    result = disturbed.run()
-    watch.join()
-    assert killed, f"nobody was killed: {name}, {parts} parts, {seconds} s"
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as watch:
+        killed = watch.submit(
+            kill_one, name, os.getpid(), lambda: len(list(directory.glob(f"{RESUME}/*/*.npz"))) >= parts, seconds,
+            over.is_set, generator,
+        )  # fmt: skip
+        try:
+            result = disturbed.run()
+        finally:
+            over.set()
+    assert killed.result(), f"nobody was killed: {name}, {parts} parts, {seconds} s"
     came = outcome_of(result)
     if came == "finished":
         disturbed.require_expected()
@@ -224,10 +235,12 @@ def test_a_rank_of_torchrun_is_killed(stage, number, tmp_path, in_ranks, seconds
     disturbed = Ranks(stage, tmp_path / "run", in_ranks, None, seen_states)
     directory = disturbed.start(over_earlier=number % 2 == 0)
     running = by_torchrun(directory)
-    killed: list[int] = []
     started = time.monotonic()
     moment = generator.uniform(0.1, 0.9) * seconds_of_torchrun
-    kill_one("-m stages train", running.pid, lambda: time.monotonic() > started + moment, 0, generator, killed)
+    killed = kill_one(
+        "-m stages train", running.pid, lambda: time.monotonic() > started + moment, 0,
+        lambda: running.poll() is not None, generator,
+    )  # fmt: skip
     said, told = running.communicate(timeout=PATIENCE)
     assert killed and said == "" and running.returncode
     # torchrun says more than enough; of the other rank there is a line if it was there already.

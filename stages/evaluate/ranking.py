@@ -11,7 +11,7 @@ def hamming_distances(query: np.ndarray, database: np.ndarray) -> np.ndarray:
     """Hamming distances of packed codes: uint8 (q, bytes) x (n, bytes) -> uint8, from 256 bits on uint16, (q, n)."""
     queries, words = _words(query), _words(database)
     distances = np.empty((len(query), len(database)), _distance_type(query.shape[1]))
-    _count_differing(queries, words, np.empty(words.shape[1], words.dtype), distances)
+    _count_differing(queries, words, np.empty(distances.shape, words.dtype), distances)
     return distances
 
 
@@ -19,16 +19,20 @@ def share_label(query: np.ndarray, database: np.ndarray) -> np.ndarray:
     """Whether query and item have a label in common: multi-hot, bool (q, n_classes) x (n, n_classes) -> bool (q, n)."""
     queries, words = _label_words(query), _label_words(database)
     shared = np.empty((len(query), len(database)), bool)
-    _share(queries, words, np.empty(words.shape[1], words.dtype), shared)
+    _share(queries, words, np.empty(shared.shape, words.dtype), shared)
     return shared
 
 
 class _Room(threading.local):
     """Arrays to write into; each thread has its own, which serve all its queries."""
 
-    def __init__(self, **arrays: tuple[tuple[int, ...], DTypeLike]) -> None:
-        for name, (shape, dtype) in arrays.items():
+    def __init__(self, shape: tuple[int, ...], **types: DTypeLike) -> None:
+        for name, dtype in types.items():
             setattr(self, name, np.empty(shape, dtype))
+
+    def rows(self, count: int) -> list[np.ndarray]:
+        """The first rows of each array, in the order in which they were named."""
+        return [array[:count] for array in vars(self).values()]
 
 
 class CodeRanking:
@@ -61,10 +65,9 @@ class CodeRanking:
         self.columns = np.arange(at_once, dtype=index)[:, None] * self.radii  # the first one of each query
         # NumPy looks for ones singly where they are at most a tenth, which takes up to four times as long as for more.
         self.full = np.ones(at_once * self.n // 8 + 1, bool)
-        each = (at_once, self.n)
         self.room = _Room(
-            word=((self.n,), self.codes.dtype), label=((self.n,), self.labels.dtype),
-            distances=(each, _distance_type(width)), columns=(each, index), relevant=(each, bool),
+            (at_once, self.n), word=self.codes.dtype, distances=_distance_type(width), columns=index,
+            label=self.labels.dtype, relevant=bool,
         )  # fmt: skip
 
     def rank(self, rows: slice) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -75,10 +78,9 @@ class CodeRanking:
             distance, int (c, radii).
         """
         count = self.query_codes[:, rows].shape[1]
-        room = self.room
-        distances, columns, relevant = room.distances[:count], room.columns[:count], room.relevant[:count]
-        _count_differing(self.query_codes[:, rows], self.codes, room.word, distances)
-        _share(self.query_labels[:, rows], self.labels, room.label, relevant)
+        word, distances, columns, label, relevant = self.room.rows(count)
+        _count_differing(self.query_codes[:, rows], self.codes, word, distances)
+        _share(self.query_labels[:, rows], self.labels, label, relevant)
         np.add(self.columns[:count], distances, out=columns)
         matrix = csr_array(
             (relevant.reshape(-1), columns.reshape(-1), self.items[:count * self.n + 1]),
@@ -108,13 +110,13 @@ class VectorRanking:
         n = len(database_labels)
         self.query_labels, self.labels = _label_words(query_labels), _label_words(database_labels)
         self.places = np.arange(n, dtype=np.uint64) << np.uint64(1)
-        self.room = _Room(keys=((1, n), np.uint64), label=((n,), self.labels.dtype), relevant=((1, n), bool))
+        self.room = _Room((1, n), keys=np.uint64, label=self.labels.dtype, relevant=bool)
 
     def rank(self, row_and_scores: tuple[int, np.ndarray]) -> np.ndarray:
         """Rank for a query, given its row and its scores, float32 (n,); int (h,) ascending ranks of its hits."""
         row, scores = row_and_scores
-        keys, relevant = self.room.keys, self.room.relevant
-        _share(self.query_labels[:, row:row + 1], self.labels, self.room.label, relevant)
+        keys, label, relevant = self.room.rows(1)
+        _share(self.query_labels[:, row:row + 1], self.labels, label, relevant)
         bits = (0.0 - scores).view(np.uint32)  # (0.0 - x) never gives -0.0, whose bits differ from those of 0.0
         # IEEE floats sort like integers once all bits of the negative ones, and the sign of the others, are flipped.
         bits ^= (bits.view(np.int32) >> 31).view(np.uint32) | np.uint32(0x80000000)
@@ -128,28 +130,23 @@ class VectorRanking:
 
 
 def _count_differing(queries: np.ndarray, words: np.ndarray, room: np.ndarray, out: np.ndarray) -> None:
-    """Bits in which codes (w, q) differ from those of `words` (w, n), into `out` (q, n); `room` is for one word, (n,).
-
-    Query by query, so that the room stays in a core's cache.
-    """
-    for query, distances in zip(queries.T, out, strict=True):
-        for number, (word, others) in enumerate(zip(query, words, strict=True)):
-            np.bitwise_xor(word, others, out=room)
-            if number:
-                distances += np.bitwise_count(room)
-            else:
-                np.bitwise_count(room, out=distances)
+    """Bits in which codes (w, q) differ from those of `words` (w, n), into `out` (q, n)."""
+    for number, (query, others) in enumerate(zip(queries, words, strict=True)):
+        np.bitwise_xor(query[:, None], others, out=room)
+        if number:
+            out += np.bitwise_count(room)
+        else:
+            np.bitwise_count(room, out=out)
 
 
 def _share(queries: np.ndarray, words: np.ndarray, room: np.ndarray, out: np.ndarray) -> None:
-    """Whether labels (w, q) and those of `words` (w, n) have one in common, into `out`, bool (q, n); `room`: (n,)."""
-    for query, shared in zip(queries.T, out, strict=True):
-        for number, (word, others) in enumerate(zip(query, words, strict=True)):
-            np.bitwise_and(word, others, out=room)
-            if number:
-                shared |= room != 0
-            else:
-                np.not_equal(room, 0, out=shared)
+    """Whether labels (w, q) and those of `words` (w, n) have one in common, into `out`, bool (q, n)."""
+    for number, (query, others) in enumerate(zip(queries, words, strict=True)):
+        np.bitwise_and(query[:, None], others, out=room)
+        if number:
+            out |= room != 0
+        else:
+            np.not_equal(room, 0, out=out)
 
 
 def _distance_type(width: int) -> type[np.unsignedinteger]:
