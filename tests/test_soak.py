@@ -279,7 +279,7 @@ def case(what: Callable, amount: Amount, mark: pytest.MarkDecorator) -> Any:
 def test_in_one_process(repeated, amount, tiny_run, pictures, tmp_path, monkeypatch, record_property):
     copy(["data", "models"], tiny_run, tmp_path)
     monkeypatch.chdir(tmp_path)
-    once, readings = repeated(Path(), pictures), []
+    once, readings = repeated(tmp_path, pictures), []  # not by a relative path, which stays the name of what is open
     for block in np.array_split(np.arange(amount.repetitions), amount.readings):
         for number in block.tolist():
             once(number)
