@@ -93,6 +93,21 @@ def clip(pinned: Path) -> "ClipModel":
     return load_clip(pinned)
 
 
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Ray on this machine, for all tests of a file: two cores, and a store of 100 MB."""
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            "local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False,
+            logging_level="ERROR",
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def run_stages() -> Iterator[StageRunner]:
     """Runs the command line in a directory, see :class:`stage_runner.StageRunner`."""

@@ -54,10 +54,13 @@ def _table(name: str, about: str, rows: dict[str, str], counts: Counter[tuple[st
     return lines
 
 
+def put(page: Path, begin: str, end: str, text: str) -> None:
+    """Write `text` into a page in place of what stands between two marks."""
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
 if __name__ == "__main__":
     *records, page = map(Path, sys.argv[1:])
     found = [fault for record in records for fault in read(record)]
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{tables(found)}\n{END}{after}", encoding="utf-8")
+    put(page, BEGIN, END, tables(found))

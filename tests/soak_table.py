@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+from fault_table import put
+
 #: What stands around the tables.
 BEGIN, END = "<!-- soak: begin -->", "<!-- soak: end -->"
 
@@ -46,7 +48,5 @@ def tables(rows: dict[str, list[list[str]]]) -> str:
 if __name__ == "__main__":
     record, page = map(Path, sys.argv[1:])
     rows = read(record)
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
     if all(rows.values()):  # not of a part of the soak
-        page.write_text(f"{before}{BEGIN}\n\n{tables(rows)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        put(page, BEGIN, END, tables(rows))

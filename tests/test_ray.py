@@ -1,13 +1,11 @@
 """Extraction and encoding by Ray: the same files as by this machine alone, also when a worker is lost."""
 
-
 import os
 import pickle
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scene_shards import pin_scenes_clip, scenes, write_shards
-from stage_runner import ROOT, leftovers, prepare
+from stage_runner import leftovers, prepare
 
 from stages import ray_pool
 from stages.artifacts import CLIP, CODES, FEATURES, IMAGES, RESUME, Provenance
@@ -52,20 +50,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pin_scenes_clip(place / CLIP)
     write_shards(place, scenes(COUNT), IS_TRAIN)
     return place
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """Two cores, and a store of 100 MB, for all tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            "local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR",
-        )  # fmt: skip
-        yield
-        ray.shutdown()
 
 
 def params(engine: str, **changes: object) -> Params:
