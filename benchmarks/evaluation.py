@@ -13,10 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from harness import REPEATS, machine, peak_memory, ratios, report, shown, take_turns
-from scipy.sparse import csr_array
 
 from stages.evaluate.retrieval import Retrieval, evaluate_codes
-from stages.workers import cores, run_threads
 
 BITS, CLASSES, CUTOFFS, PRECISION_AT = 64, 10, (1000, 5000), (1, 10, 100, 1000)
 QUERIES, DATABASE = 10_000, 50_000
@@ -54,20 +52,6 @@ def loop(query: np.ndarray, database: np.ndarray, query_label: np.ndarray, datab
     return list(total / len(query))
 
 
-def sort_alone(query: np.ndarray, database: np.ndarray) -> None:
-    """What no ranking in stable order can do without: distances, and a counting sort by them; on all cores."""
-    n, radii, at_once = len(database), BITS + 1, 5
-    codes, others = query.view(np.uint64), database.view(np.uint64).T
-    first = np.arange(at_once, dtype=np.int32)[:, None] * radii
-    relevant, items = np.ones(at_once * n, bool), np.arange(at_once * n + 1, dtype=np.int32)
-
-    def count(start: int) -> None:
-        columns = np.add(np.bitwise_count(codes[start:start + at_once] ^ others), first, dtype=np.int32).reshape(-1)
-        csr_array((relevant, columns, items), shape=(at_once * n, at_once * radii)).tocsc()
-
-    list(run_threads(count, range(0, len(query), at_once), cores()))
-
-
 def ours(n_queries: int, n: int) -> Retrieval:
     query, database = drawn(n_queries, 1), drawn(n, 2)
     return evaluate_codes(query[0], database[0], query[1], database[1], CUTOFFS, PRECISION_AT)
@@ -96,10 +80,8 @@ def main() -> None:
     times = take_turns({
         "loop": lambda: loop(query[few], database, query_label[few], database_label),
         "ours": lambda: evaluate_codes(query, database, query_label, database_label, CUTOFFS, PRECISION_AT),
-        "sort alone": lambda: sort_alone(query, database),
     }, arguments.repeats)  # fmt: skip
     speed = ratios([seconds * QUERIES / RANKED for seconds in times["loop"]], times["ours"])
-    limit = ratios(times["ours"], times["sort alone"])
     curve = {}
     for n in SIZES:
         n_queries = QUERIES * DATABASE // n // 5
@@ -108,13 +90,12 @@ def main() -> None:
         curve[n] = (time.perf_counter() - start) / n_queries / n * 1e9
     memory = {f"{n_queries:,} x {n:,}": memory_of(n_queries, n) for n_queries, n in
               ((QUERIES, DATABASE), (QUERIES // 20, SIZES[-1]))}  # fmt: skip
-    result = {**machine("numpy"), "repeats": arguments.repeats, "loop_queries": RANKED, "difference": difference,
-              "seconds": times, "speed": speed, "limit": limit, "nanoseconds_a_pair": curve,
+    result = {**machine("numpy", "numba"), "repeats": arguments.repeats, "loop_queries": RANKED,
+              "difference": difference, "seconds": times, "speed": speed, "nanoseconds_a_pair": curve,
               "memory_mb": memory}  # fmt: skip
     lines = [
         "| evaluation, 10,000 queries x 50,000 codes of 64 bits | |", "|---|---|",
         f"| times as fast as the loop | {shown(speed, 1)} |",
-        f"| the same, as a multiple of distances and a counting sort alone | {shown(limit, 1)} |",
         f"| largest difference of mAP | {difference:.1e} |",
         *(f"| nanoseconds a pair, database of {n:,} | {value:.1f} |" for n, value in curve.items()),
         *(f"| peak memory, {name} | {value:.0f} MB |" for name, value in memory.items()),

@@ -6,8 +6,20 @@ import math
 import numpy as np
 import pytest
 
-from stages.train import codebook
-from stages.train.codebook import BLOCKS, HOT_FLIPS, THRESHOLD, Codebook, descend, fit_codes, mean_loss
+from stages.train import bit_regression, codebook
+from stages.train.bit_regression import PENALTY, BitRegression
+from stages.train.codebook import (
+    BLOCKS,
+    CERTAIN,
+    DRAW,
+    HOT_FLIPS,
+    THRESHOLD,
+    Codebook,
+    descend,
+    draw_to_predictions,
+    fit_codes,
+    mean_loss,
+)
 from stages.train.semantics import SharedComponents, SharedConcepts
 
 SHARPNESS = 10.0
@@ -44,9 +56,16 @@ def slow_mean_loss(codes: np.ndarray, relevance: np.ndarray) -> float:
     return sum(pair_loss(codes[i], codes[j], float(relevance[i, j])) for i, j in pairs) / len(pairs)
 
 
-def code_loss(code: np.ndarray, relevance: np.ndarray, book: np.ndarray, sharpness: float = SHARPNESS) -> float:
-    """Mean loss of one code against a book."""
-    return sum(pair_loss(code, *pair, sharpness) for pair in zip(book, relevance.tolist(), strict=True)) / len(book)
+def code_loss(
+    code: np.ndarray, relevance: np.ndarray, book: np.ndarray, sharpness: float = SHARPNESS,
+    predicted: np.ndarray | None = None,
+) -> float:  # fmt: skip
+    """Mean loss of one code against a book, and of its bits against what is predicted of them."""
+    loss = sum(pair_loss(code, *pair, sharpness) for pair in zip(book, relevance.tolist(), strict=True)) / len(book)
+    if predicted is None:
+        return loss
+    likely = [(1 + bit * max(-CERTAIN, min(CERTAIN, p))) / 2 for bit, p in zip(code, predicted.tolist(), strict=True)]
+    return loss - DRAW * sum(map(math.log, likely)) / len(code)
 
 
 def flipped(codes: np.ndarray, *entry: int) -> np.ndarray:
@@ -55,10 +74,14 @@ def flipped(codes: np.ndarray, *entry: int) -> np.ndarray:
     return changed
 
 
-def is_best(code: np.ndarray, relevance: np.ndarray, book: np.ndarray, sharpness: float = SHARPNESS) -> bool:
+def is_best(
+    code: np.ndarray, relevance: np.ndarray, book: np.ndarray, sharpness: float = SHARPNESS,
+    predicted: np.ndarray | None = None,
+) -> bool:  # fmt: skip
     """Whether no single bit of the code lowers its loss."""
-    least = code_loss(code, relevance, book, sharpness) - 1e-6
-    return all(code_loss(flipped(code, bit), relevance, book, sharpness) > least for bit in range(len(code)))
+    least = code_loss(code, relevance, book, sharpness, predicted) - 2e-6
+    flips = [flipped(code, bit) for bit in range(len(code))]
+    return all(code_loss(flip, relevance, book, sharpness, predicted) > least for flip in flips)
 
 
 # The loss
@@ -88,6 +111,15 @@ def test_a_descent_ends_where_no_bit_lowers_the_loss(bits: int) -> None:
     assert np.mean(losses[1]) < np.mean(losses[0]) - 0.1 and np.all(np.subtract(*losses) >= 0)
     assert all(is_best(*row, book) for row in zip(found, relevance, strict=True))
     np.testing.assert_array_equal(descend(found, relevance, book, SHARPNESS), found)
+
+
+def test_a_descent_heeds_what_is_predicted_of_the_bits() -> None:
+    start, book, relevance = random_codes(20, 8), random_codes(11, 8, seed=1), random_relevance(20, 11)
+    predicted = np.random.default_rng(2).uniform(-1.1, 1.1, (20, 8)).astype(np.float32)
+    found = descend(start, relevance, book, SHARPNESS, predicted=predicted)
+    rows = zip(found, relevance, predicted, strict=True)
+    assert all(is_best(code, row, book, predicted=expected) for code, row, expected in rows)
+    assert not np.array_equal(found, descend(start, relevance, book, SHARPNESS))
 
 
 def test_a_flip_is_of_the_bit_that_lowers_the_loss_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +201,42 @@ def test_each_of_two_groups_gets_one_code(each: int) -> None:
     assert codes[0] @ codes[1] / 8 <= -0.5
 
 
+# What a network can learn of them
+
+
+@pytest.mark.parametrize("n", [2, 60])
+def test_an_image_is_predicted_by_the_regression_of_all_others(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """Fitted anew without each of them: ridge regression of the standardised units, and a constant without penalty."""
+    monkeypatch.setattr(bit_regression, "UNITS", 12)
+    features, codes = unit(n, 5), random_codes(n, 3)
+    regression = BitRegression(features, np.random.default_rng(1))
+    left_out = regression.fit(codes)
+
+    active = np.maximum(features @ regression._directions + regression._thresholds, 0).astype(np.float64)
+    scale = active.std(axis=0)
+    design = np.hstack([(active - active.mean(axis=0)) / np.where(scale > 1e-4, scale, 1), np.ones((n, 1))])
+    penalty = np.diag([PENALTY * n] * 12 + [0])
+    for image in range(n):
+        rest = np.delete(np.arange(n), image)
+        weight = np.linalg.solve(design[rest].T @ design[rest] + penalty, design[rest].T @ codes[rest])
+        np.testing.assert_allclose(left_out[image], design[image] @ weight, atol=1e-4)
+    weight = np.linalg.solve(design.T @ design + penalty, design.T @ codes)
+    np.testing.assert_allclose(regression.predict(features), design @ weight, atol=1e-4)
+
+
+def test_codes_that_are_drawn_to_predictions_are_learnt_better_and_hardly_worse() -> None:
+    features, semantics = concepts(n=400)
+    rows = semantics.rows(features)
+    relevance, rng = semantics.relevance(rows, rows), np.random.default_rng(0)
+    codes = fit_codes(relevance, 16, SHARPNESS, rng)
+    regression = BitRegression(features, rng)
+    missed = (np.sign(regression.fit(codes)) != codes).mean()
+    drawn = codes.copy()
+    draw_to_predictions(drawn, relevance, SHARPNESS, regression, rng)
+    assert (np.sign(regression.fit(drawn)) != drawn).mean() < 0.7 * missed
+    assert mean_loss(drawn, relevance, SHARPNESS) < 1.02 * mean_loss(codes, relevance, SHARPNESS)
+
+
 # The codebook
 
 
@@ -211,7 +279,9 @@ def test_images_are_encoded_by_their_relevance_to_the_sample(sharpness: float) -
     found = book.encode(new)
     assert found.shape == (10, 8) and found.dtype == np.float32 and set(np.unique(found)) == {-1, 1}
     relevance = semantics.relevance(semantics.rows(new), semantics.rows(features))
-    assert all(is_best(*row, book.codes, sharpness) for row in zip(found, relevance, strict=True))
+    predicted = book._regression.predict(new)
+    rows = zip(found, relevance, predicted, strict=True)
+    assert all(is_best(code, row, book.codes, sharpness, expected) for code, row, expected in rows)
     relevance = semantics.relevance(semantics.rows(features), semantics.rows(features))
     codes = (book.codes, book.encode(features), random_codes(120, 8))
     searched, encoded, drawn = (mean_loss(each, relevance, sharpness) for each in codes)

@@ -3,11 +3,12 @@
 from itertools import permutations, product
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
 from stages.codes import pack, unpack
-from stages.evaluate import retrieval
+from stages.evaluate import ranking, retrieval
 from stages.evaluate.average_precision import average_precision, expected_average_precision
 from stages.evaluate.code_statistics import code_statistics
 from stages.evaluate.ranking import hamming_distances, share_label
@@ -225,6 +226,24 @@ def test_shared_labels_at_any_number_of_classes(classes):
 def test_distance_of_256_bits_does_not_wrap_around():
     codes = pack(np.stack([np.ones(256), -np.ones(256)]))
     assert hamming_distances(codes, codes).tolist() == [[0, 256], [256, 0]]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no locator available"), OSError(28, "No space left on device")])
+def test_machine_code_that_cannot_be_kept_is_made_for_this_process(error, monkeypatch):
+    compiled, kept = numba.njit, []
+
+    def njit(*signature, cache=False, **options):
+        if cache:
+            kept.append(signature)
+            raise error
+        return compiled(*signature, **options)
+
+    task = random_task(np.random.default_rng(7))
+    expected = metrics_dict(evaluate_codes(*task, CUTOFFS, (1, 7)))
+    monkeypatch.setattr(numba, "njit", njit)
+    monkeypatch.setattr(ranking, "_compiled_sort", ranking._compiled_sort.__wrapped__)
+    assert metrics_dict(evaluate_codes(*task, CUTOFFS, (1, 7))) == expected
+    assert len(kept) == 1
 
 
 def test_code_statistics_of_known_codes():

@@ -1,10 +1,11 @@
 """Ranking a database by Hamming distance, or by score; equal ones in database order."""
 
 import threading
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import DTypeLike
-from scipy.sparse import csr_array, get_index_dtype
 
 
 def hamming_distances(query: np.ndarray, database: np.ndarray) -> np.ndarray:
@@ -38,13 +39,8 @@ class _Room(threading.local):
 class CodeRanking:
     """Ranking by Hamming distance, for up to `at_once` queries at a time.
 
-    Of the sparse matrix with a row an item and a column a distance, an item's relevance stands at its distance. Read
-    column by column instead of row by row, its entries are in the order of the ranking, and the columns' bounds count
-    the items at each distance: SciPy's conversion is a counting sort, which takes two passes over the items. Several
-    queries stand one below and beside the other.
-
     Args:
-        query_codes, database_codes: packed, uint8 (q, bits / 8) and (n, bits / 8).
+        query_codes, database_codes: packed, uint8 (q, bits / 8) and (n, bits / 8); n below 2^31.
         query_labels, database_labels: multi-hot, bool (q, n_classes) and (n, n_classes).
 
     Attributes:
@@ -55,45 +51,81 @@ class CodeRanking:
         self, query_codes: np.ndarray, database_codes: np.ndarray, query_labels: np.ndarray,
         database_labels: np.ndarray, at_once: int,
     ) -> None:  # fmt: skip
-        self.n, width = database_codes.shape
+        n, width = database_codes.shape
         self.radii = width * 8 + 1
         self.query_codes, self.codes = _words(query_codes), _words(database_codes)
         self.query_labels, self.labels = _label_words(query_labels), _label_words(database_labels)
-        # Of the type of the columns: SciPy would bring both to one, in copies, at each conversion.
-        index = get_index_dtype(maxval=at_once * max(self.n, self.radii))
-        self.items = np.arange(at_once * self.n + 1, dtype=index)
-        self.columns = np.arange(at_once, dtype=index)[:, None] * self.radii  # the first one of each query
-        # NumPy looks for ones singly where they are at most a tenth, which takes up to four times as long as for more.
-        self.full = np.ones(at_once * self.n // 8 + 1, bool)
+        self.sort = _compiled_sort(_distance_type(width))
         self.room = _Room(
-            (at_once, self.n), word=self.codes.dtype, distances=_distance_type(width), columns=index,
-            label=self.labels.dtype, relevant=bool,
+            (at_once, n), word=self.codes.dtype, distances=_distance_type(width), label=self.labels.dtype,
+            relevant=bool, ranked=bool,
         )  # fmt: skip
+        self.ranks = _Room((at_once, n + 1), ranks=np.int32)
 
     def rank(self, rows: slice) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Rank for the c queries `rows`.
 
         Returns:
-            for each query int (h,), the ascending ranks of its relevant items, from 1; items, and hits, up to each
-            distance, int (c, radii).
+            for each query int (h,), the ascending ranks of its relevant items, from 1, which the next call in the same
+            thread writes over; items, and hits, up to each distance, int (c, radii).
         """
         count = self.query_codes[:, rows].shape[1]
-        word, distances, columns, label, relevant = self.room.rows(count)
+        word, distances, label, relevant, ranked = self.room.rows(count)
+        (ranks,) = self.ranks.rows(count)
         _count_differing(self.query_codes[:, rows], self.codes, word, distances)
         _share(self.query_labels[:, rows], self.labels, label, relevant)
-        np.add(self.columns[:count], distances, out=columns)
-        matrix = csr_array(
-            (relevant.reshape(-1), columns.reshape(-1), self.items[:count * self.n + 1]),
-            shape=(count * self.n, count * self.radii),
-        ).tocsc()  # fmt: skip
-        places = np.concatenate([matrix.data, self.full]).nonzero()[0][:-len(self.full)]
-        items = matrix.indptr[1:].reshape(count, self.radii)
-        hits = places.searchsorted(items)
-        first = np.arange(count) * self.n
-        lists = np.split(places, hits[:-1, -1])
-        for ranks, before in zip(lists, first, strict=True):
-            ranks -= before - 1
-        return lists, items - first[:, None], hits - np.insert(hits[:-1, -1], 0, 0)[:, None]
+        items, hits = np.zeros((count, self.radii), np.int64), np.empty((count, self.radii), np.int64)
+        self.sort(distances, relevant, ranked, items, hits, ranks)
+        return [row[:found] for row, found in zip(ranks, hits[:, -1], strict=True)], items, hits
+
+
+def counting_sort(
+    distances: np.ndarray, relevant: np.ndarray, ranked: np.ndarray, items: np.ndarray, hits: np.ndarray,
+    ranks: np.ndarray,
+) -> None:  # fmt: skip
+    """Rank the items of each query by distance, equal ones in their order. Numba compiles it.
+
+    Args:
+        distances, relevant: unsigned and bool (c, n).
+        ranked: room for the relevance in the order of the ranking, bool (c, n).
+        items: of zeros, gets the number of items up to each distance, int (c, radii).
+        hits: gets how many of them are relevant, likewise.
+        ranks: gets the ranks of the relevant items, from 1, ascending, int (c, n + 1); what follows has no meaning.
+    """
+    radii = items.shape[1]
+    first = np.empty(radii, np.int64)
+    for query in range(len(distances)):
+        for distance in distances[query]:
+            items[query, distance] += 1
+        total = 0
+        for distance in range(radii):
+            first[distance] = total
+            total += items[query, distance]
+            items[query, distance] = total
+        for distance, hit in zip(distances[query], relevant[query]):  # noqa: B905 (Numba knows no strict)
+            ranked[query, first[distance]] = hit
+            first[distance] += 1
+        found = place = 0
+        for distance in range(radii):
+            while place < items[query, distance]:
+                hit = ranked[query, place]
+                place += 1
+                ranks[query, found] = place  # stays only if it is a hit: no branch, which would often be mispredicted
+                found += hit
+            hits[query, distance] = found
+
+
+@cache
+def _compiled_sort(distance: type[np.unsignedinteger]) -> Callable[..., None]:
+    """:func:`counting_sort` as machine code, which is kept for other processes where there is a place for it."""
+    from numba import njit  # takes half a second
+
+    types = (distance.__name__, "boolean", "boolean", "int64", "int64", "int32")
+    signature = f"void({', '.join(f'{name}[:, ::1]' for name in types)})"
+    try:
+        return njit(signature, nogil=True, cache=True)(counting_sort)
+    except (RuntimeError, OSError):  # neither this directory nor one of the user's can be written, or the disk is full
+        return njit(signature, nogil=True)(counting_sort)
 
 
 class VectorRanking:

@@ -4,6 +4,9 @@ Two images with codes of cosine h are taken to be relevant to each other with pr
 sigmoid(sharpness * (h - :data:`THRESHOLD`)), where the sharpness goes with the kind of relevance. The codes are those
 under which the relevances that were found are likeliest, by cross-entropy. Gradients of a relaxation end in poor optima
 of this loss; flips of single bits do not.
+
+A network has to learn the codes from the features, and what it cannot learn is lost. So once they are found, they are
+drawn towards what the features of other images tell of them (:mod:`stages.train.bit_regression`).
 """
 
 from typing import Protocol
@@ -11,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from stages.progress import track
+from stages.train.bit_regression import BitRegression
 from stages.train.distributed import ALONE, Ranks, bounds
 
 #: Of the cosine of two codes. Codes of images with nothing in common have about 0, and one of 32 bits is 1/16.
@@ -22,6 +26,9 @@ SAMPLE = 5000
 HEAT, HOT_SWEEPS, SWEEPS = (0.03, 0.001), 10, 10
 #: Flips of an image in a hot pass, and at most in any other.
 HOT_FLIPS, FLIPS = 3, 64
+#: Times that the codes are drawn towards what is predicted of them, the passes over the sample each time, the weight of
+#: the predictions' cross-entropy, and how certain of a bit they are at most.
+ROUNDS, DRAWN_SWEEPS, DRAW, CERTAIN = 4, 2, 0.2, 0.98
 #: Images that are flipped at a time: few in the sample, where the others should know of it; as memory has it elsewhere.
 BLOCK, CHUNK = 64, 1000
 #: Blocks of the sample at least: two alike that are flipped at once would only change places.
@@ -55,8 +62,12 @@ class Codebook:
         """Find the codes of a sample of the images with unit features (n, dim)."""
         rng = np.random.default_rng(seed)
         self._semantics = semantics
-        self._sample = semantics.rows(features[np.sort(rng.permutation(len(features))[:SAMPLE])])
-        self.codes = fit_codes(semantics.relevance(self._sample, self._sample), bits, semantics.sharpness, rng)
+        sample = features[np.sort(rng.permutation(len(features))[:SAMPLE])]
+        self._sample = semantics.rows(sample)
+        relevance = semantics.relevance(self._sample, self._sample)
+        self.codes = fit_codes(relevance, bits, semantics.sharpness, rng)
+        self._regression = BitRegression(sample, rng)
+        draw_to_predictions(self.codes, relevance, semantics.sharpness, self._regression, rng)
 
     def encode(self, features: np.ndarray, ranks: Ranks = ALONE) -> np.ndarray:
         """Codes float32 (n, bits) in {-1, +1} of images with unit features (n, dim), which ranks share out."""
@@ -65,9 +76,11 @@ class Codebook:
         codes = np.empty((len(features), self.codes.shape[1]), np.float32)
         for start in track(mine, "target codes", len(mine)):
             part = slice(start, start + CHUNK)
-            relevance = self._semantics.relevance(self._semantics.rows(features[part]), self._sample)
+            images = features[part]
+            relevance = self._semantics.relevance(self._semantics.rows(images), self._sample)
             nearest = self.codes[relevance.argmax(axis=1)]
-            codes[part] = descend(nearest, relevance, self.codes, self._semantics.sharpness)
+            predicted = self._regression.predict(images)
+            codes[part] = descend(nearest, relevance, self.codes, self._semantics.sharpness, predicted=predicted)
         ranks.complete(codes, [min(edge * CHUNK, len(codes)) for edge in bounds(len(chunks), ranks.world)])
         return codes
 
@@ -82,22 +95,45 @@ def mean_loss(codes: np.ndarray, relevance: np.ndarray, sharpness: float) -> flo
 
 def fit_codes(relevance: np.ndarray, bits: int, sharpness: float, rng: np.random.Generator) -> np.ndarray:
     """Codes float32 (n, bits) of a low :func:`mean_loss` for the relevances (n, n), by simulated annealing."""
-    n = len(relevance)
-    codes = np.where(rng.random((n, bits)) < 0.5, -1, 1).astype(np.float32)
+    codes = np.where(rng.random((len(relevance), bits)) < 0.5, -1, 1).astype(np.float32)
     for heat in track([*np.geomspace(*HEAT, HOT_SWEEPS), *[0.0] * SWEEPS], "codebook", HOT_SWEEPS + SWEEPS):
-        before = codes.copy()
-        for rows in np.array_split(rng.permutation(n), max(-(-n // BLOCK), min(n, BLOCKS))):
-            others = relevance[rows]
-            others[np.arange(len(rows)), rows] = 0
-            codes[rows] = descend(codes[rows], others, codes, sharpness, rows, heat, rng)
-        if not heat and np.array_equal(codes, before):
+        if not _sweep(codes, relevance, sharpness, rng, heat=heat) and not heat:
             break
     return codes
 
 
+def draw_to_predictions(
+    codes: np.ndarray, relevance: np.ndarray, sharpness: float, regression: BitRegression, rng: np.random.Generator
+) -> None:
+    """Change codes (n, bits) so that the regression of all other images predicts each better, and leave it fitted.
+
+    With q the probabilities of a bit that the predictions give, the loss of an image is :func:`mean_loss` plus
+    :data:`DRAW` times the mean over the bits of -log q.
+    """
+    for _ in track(range(ROUNDS), "learnable codes", ROUNDS):
+        predicted = regression.fit(codes)
+        for _ in range(DRAWN_SWEEPS):
+            _sweep(codes, relevance, sharpness, rng, predicted=predicted)
+    regression.fit(codes)
+
+
+def _sweep(
+    codes: np.ndarray, relevance: np.ndarray, sharpness: float, rng: np.random.Generator, heat: float = 0.0,
+    predicted: np.ndarray | None = None,
+) -> bool:  # fmt: skip
+    """One pass over the codes (n, bits), which it changes, block by block; whether it changed any."""
+    n, before = len(codes), codes.copy()
+    for rows in np.array_split(rng.permutation(n), max(-(-n // BLOCK), min(n, BLOCKS))):
+        others = relevance[rows]
+        others[np.arange(len(rows)), rows] = 0
+        expected = None if predicted is None else predicted[rows]
+        codes[rows] = descend(codes[rows], others, codes, sharpness, rows, heat, rng, expected)
+    return not np.array_equal(codes, before)
+
+
 def descend(
     codes: np.ndarray, relevance: np.ndarray, book: np.ndarray, sharpness: float, own: np.ndarray | None = None,
-    heat: float = 0.0, rng: np.random.Generator | None = None,
+    heat: float = 0.0, rng: np.random.Generator | None = None, predicted: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Flip of each code (n, bits) the bit that lowers its loss most, until none does.
 
@@ -105,10 +141,13 @@ def descend(
         relevance: (n, m) to the images of the codes `book` (m, bits).
         own: rows (n,) of `book` that are the images themselves, and do not count; their relevance has to be 0.
         heat: scale of the logistic noise that `rng` adds to what a flip changes.
+        predicted: of the bits (n, bits), each from -1 to 1, as :func:`draw_to_predictions` has them count.
     """
     codes, (m, bits) = codes.copy(), book.shape
     slope, straight, bend = _tables(bits, sharpness)
     pull = slope * (relevance @ book)
+    if predicted is not None:  # a flip changes -log q by twice the artanh, for a bit of 1
+        pull += m * DRAW * 2 / bits * np.arctanh(predicted.clip(-CERTAIN, CERTAIN))
     active = np.arange(len(codes))
     for _ in range(HOT_FLIPS if heat else FLIPS):
         current = codes[active]
@@ -119,8 +158,9 @@ def descend(
         change = (second.sum(axis=1, keepdims=True) + current * (first @ book + pull[active])) / m
         if heat and rng:
             change += heat * rng.logistic(size=change.shape)
+        change = change.round(6)  # bits that gain the same do so for all equal images, however a product rounds
         bit = change.argmin(axis=1)
-        gains = change[np.arange(len(active)), bit] < -1e-7
+        gains = change[np.arange(len(active)), bit] < 0
         active, bit = active[gains], bit[gains]
         if not len(active):
             break
