@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.train import bit_regression, codebook
-from stages.train.bit_regression import PENALTY, BitRegression
+from stages.train.bit_regression import PENALTY, UNITS, BitRegression
 from stages.train.codebook import (
     BLOCKS,
     CERTAIN,
@@ -204,24 +204,26 @@ def test_each_of_two_groups_gets_one_code(each: int) -> None:
 # What a network can learn of them
 
 
-@pytest.mark.parametrize("n", [2, 60])
-def test_an_image_is_predicted_by_the_regression_of_all_others(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+@pytest.mark.parametrize(("n", "units"), [(2, 12), (60, 12), (2, UNITS), (5, UNITS)])
+def test_an_image_is_predicted_by_the_regression_of_all_others(
+    monkeypatch: pytest.MonkeyPatch, n: int, units: int
+) -> None:
     """Fitted anew without each of them: ridge regression of the standardised units, and a constant without penalty."""
-    monkeypatch.setattr(bit_regression, "UNITS", 12)
+    monkeypatch.setattr(bit_regression, "UNITS", units)
     features, codes = unit(n, 5), random_codes(n, 3)
     regression = BitRegression(features, np.random.default_rng(1))
-    left_out = regression.fit(codes)
+    left_out, predictor = regression.fit(codes)
 
     active = np.maximum(features @ regression._directions + regression._thresholds, 0).astype(np.float64)
     scale = active.std(axis=0)
     design = np.hstack([(active - active.mean(axis=0)) / np.where(scale > 1e-4, scale, 1), np.ones((n, 1))])
-    penalty = np.diag([PENALTY * n] * 12 + [0])
+    penalty = np.diag([PENALTY * n] * units + [0])
     for image in range(n):
         rest = np.delete(np.arange(n), image)
         weight = np.linalg.solve(design[rest].T @ design[rest] + penalty, design[rest].T @ codes[rest])
         np.testing.assert_allclose(left_out[image], design[image] @ weight, atol=1e-4)
     weight = np.linalg.solve(design.T @ design + penalty, design.T @ codes)
-    np.testing.assert_allclose(regression.predict(features), design @ weight, atol=1e-4)
+    np.testing.assert_allclose(predictor.predict(features), design @ weight, atol=1e-4)
 
 
 def test_codes_that_are_drawn_to_predictions_are_learnt_better_and_hardly_worse() -> None:
@@ -230,10 +232,13 @@ def test_codes_that_are_drawn_to_predictions_are_learnt_better_and_hardly_worse(
     relevance, rng = semantics.relevance(rows, rows), np.random.default_rng(0)
     codes = fit_codes(relevance, 16, SHARPNESS, rng)
     regression = BitRegression(features, rng)
-    missed = (np.sign(regression.fit(codes)) != codes).mean()
-    drawn = codes.copy()
-    draw_to_predictions(drawn, relevance, SHARPNESS, regression, rng)
-    assert (np.sign(regression.fit(drawn)) != drawn).mean() < 0.7 * missed
+    drawn, predictor = draw_to_predictions(codes, relevance, SHARPNESS, regression, rng)
+
+    def missed(codes: np.ndarray) -> float:
+        return float((np.sign(regression.fit(codes)[0]) != codes).mean())
+
+    assert missed(drawn) < 0.7 * missed(codes)
+    np.testing.assert_array_equal(predictor.predict(features), regression.fit(drawn)[1].predict(features))
     assert mean_loss(drawn, relevance, SHARPNESS) < 1.02 * mean_loss(codes, relevance, SHARPNESS)
 
 
@@ -279,7 +284,7 @@ def test_images_are_encoded_by_their_relevance_to_the_sample(sharpness: float) -
     found = book.encode(new)
     assert found.shape == (10, 8) and found.dtype == np.float32 and set(np.unique(found)) == {-1, 1}
     relevance = semantics.relevance(semantics.rows(new), semantics.rows(features))
-    predicted = book._regression.predict(new)
+    predicted = book._predictor.predict(new)
     rows = zip(found, relevance, predicted, strict=True)
     assert all(is_best(code, row, book.codes, sharpness, expected) for code, row, expected in rows)
     relevance = semantics.relevance(semantics.rows(features), semantics.rows(features))

@@ -55,12 +55,11 @@ class CodeRanking:
         self.radii = width * 8 + 1
         self.query_codes, self.codes = _words(query_codes), _words(database_codes)
         self.query_labels, self.labels = _label_words(query_labels), _label_words(database_labels)
-        self.sort = _compiled_sort(_distance_type(width))
+        self.sort = _compiled_sort()
         self.room = _Room(
             (at_once, n), word=self.codes.dtype, distances=_distance_type(width), label=self.labels.dtype,
-            relevant=bool, ranked=bool,
+            relevant=bool, ranked=bool, ranks=np.int32,
         )  # fmt: skip
-        self.ranks = _Room((at_once, n + 1), ranks=np.int32)
 
     def rank(self, rows: slice) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Rank for the c queries `rows`.
@@ -70,8 +69,7 @@ class CodeRanking:
             thread writes over; items, and hits, up to each distance, int (c, radii).
         """
         count = self.query_codes[:, rows].shape[1]
-        word, distances, label, relevant, ranked = self.room.rows(count)
-        (ranks,) = self.ranks.rows(count)
+        word, distances, label, relevant, ranked, ranks = self.room.rows(count)
         _count_differing(self.query_codes[:, rows], self.codes, word, distances)
         _share(self.query_labels[:, rows], self.labels, label, relevant)
         items, hits = np.zeros((count, self.radii), np.int64), np.empty((count, self.radii), np.int64)
@@ -90,7 +88,7 @@ def counting_sort(
         ranked: room for the relevance in the order of the ranking, bool (c, n).
         items: of zeros, gets the number of items up to each distance, int (c, radii).
         hits: gets how many of them are relevant, likewise.
-        ranks: gets the ranks of the relevant items, from 1, ascending, int (c, n + 1); what follows has no meaning.
+        ranks: gets the ranks of the relevant items, from 1, ascending, int (c, n); what follows them has no meaning.
     """
     radii = items.shape[1]
     first = np.empty(radii, np.int64)
@@ -116,16 +114,11 @@ def counting_sort(
 
 
 @cache
-def _compiled_sort(distance: type[np.unsignedinteger]) -> Callable[..., None]:
-    """:func:`counting_sort` as machine code, which is kept for other processes where there is a place for it."""
+def _compiled_sort() -> Callable[..., None]:
+    """:func:`counting_sort`, compiled at its first call in a process: a kept one would be a file more to be damaged."""
     from numba import njit  # takes half a second
 
-    types = (distance.__name__, "boolean", "boolean", "int64", "int64", "int32")
-    signature = f"void({', '.join(f'{name}[:, ::1]' for name in types)})"
-    try:
-        return njit(signature, nogil=True, cache=True)(counting_sort)
-    except (RuntimeError, OSError):  # neither this directory nor one of the user's can be written, or the disk is full
-        return njit(signature, nogil=True)(counting_sort)
+    return njit(nogil=True)(counting_sort)
 
 
 class VectorRanking:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from stages.progress import track
-from stages.train.bit_regression import BitRegression
+from stages.train.bit_regression import BitPredictor, BitRegression
 from stages.train.distributed import ALONE, Ranks, bounds
 
 #: Of the cosine of two codes. Codes of images with nothing in common have about 0, and one of 32 bits is 1/16.
@@ -65,12 +65,15 @@ class Codebook:
         sample = features[np.sort(rng.permutation(len(features))[:SAMPLE])]
         self._sample = semantics.rows(sample)
         relevance = semantics.relevance(self._sample, self._sample)
-        self.codes = fit_codes(relevance, bits, semantics.sharpness, rng)
-        self._regression = BitRegression(sample, rng)
-        draw_to_predictions(self.codes, relevance, semantics.sharpness, self._regression, rng)
+        codes = fit_codes(relevance, bits, semantics.sharpness, rng)
+        regression = BitRegression(sample, rng)
+        self.codes, self._predictor = draw_to_predictions(codes, relevance, semantics.sharpness, regression, rng)
 
     def encode(self, features: np.ndarray, ranks: Ranks = ALONE) -> np.ndarray:
-        """Codes float32 (n, bits) in {-1, +1} of images with unit features (n, dim), which ranks share out."""
+        """Codes float32 (n, bits) in {-1, +1} of images with unit features (n, dim), which ranks share out.
+
+        The predictions of an image of the sample know its own code, so it nearly always keeps that.
+        """
         chunks = range(0, len(features), CHUNK)
         mine = chunks[ranks.part(len(chunks))]  # whole ones: a product of other rows may round otherwise
         codes = np.empty((len(features), self.codes.shape[1]), np.float32)
@@ -79,7 +82,7 @@ class Codebook:
             images = features[part]
             relevance = self._semantics.relevance(self._semantics.rows(images), self._sample)
             nearest = self.codes[relevance.argmax(axis=1)]
-            predicted = self._regression.predict(images)
+            predicted = self._predictor.predict(images)
             codes[part] = descend(nearest, relevance, self.codes, self._semantics.sharpness, predicted=predicted)
         ranks.complete(codes, [min(edge * CHUNK, len(codes)) for edge in bounds(len(chunks), ranks.world)])
         return codes
@@ -104,17 +107,18 @@ def fit_codes(relevance: np.ndarray, bits: int, sharpness: float, rng: np.random
 
 def draw_to_predictions(
     codes: np.ndarray, relevance: np.ndarray, sharpness: float, regression: BitRegression, rng: np.random.Generator
-) -> None:
-    """Change codes (n, bits) so that the regression of all other images predicts each better, and leave it fitted.
+) -> tuple[np.ndarray, BitPredictor]:
+    """Codes (n, bits) near `codes` that the regression of all other images predicts better, and what predicts them.
 
-    With q the probabilities of a bit that the predictions give, the loss of an image is :func:`mean_loss` plus
-    :data:`DRAW` times the mean over the bits of -log q.
+    The loss of an image is the mean cross-entropy of its relevances plus :data:`DRAW` times that of its bits: the mean
+    of -log((1 + bit * prediction) / 2), with predictions that are clipped to :data:`CERTAIN`.
     """
+    codes = codes.copy()
     for _ in track(range(ROUNDS), "learnable codes", ROUNDS):
-        predicted = regression.fit(codes)
+        predicted, _ = regression.fit(codes)
         for _ in range(DRAWN_SWEEPS):
             _sweep(codes, relevance, sharpness, rng, predicted=predicted)
-    regression.fit(codes)
+    return codes, regression.fit(codes)[1]
 
 
 def _sweep(
@@ -141,7 +145,7 @@ def descend(
         relevance: (n, m) to the images of the codes `book` (m, bits).
         own: rows (n,) of `book` that are the images themselves, and do not count; their relevance has to be 0.
         heat: scale of the logistic noise that `rng` adds to what a flip changes.
-        predicted: of the bits (n, bits), each from -1 to 1, as :func:`draw_to_predictions` has them count.
+        predicted: of the bits (n, bits), around -1 and 1, as :func:`draw_to_predictions` has them count.
     """
     codes, (m, bits) = codes.copy(), book.shape
     slope, straight, bend = _tables(bits, sharpness)
@@ -158,7 +162,7 @@ def descend(
         change = (second.sum(axis=1, keepdims=True) + current * (first @ book + pull[active])) / m
         if heat and rng:
             change += heat * rng.logistic(size=change.shape)
-        change = change.round(6)  # bits that gain the same do so for all equal images, however a product rounds
+        change = change.round(6)  # for equal images the same, but where a product's rounding meets the edge of this one
         bit = change.argmin(axis=1)
         gains = change[np.arange(len(active)), bit] < 0
         active, bit = active[gains], bit[gains]
