@@ -34,6 +34,18 @@ def matrix(table: pa.Table, column: str) -> np.ndarray:
     return lists.flatten().to_numpy().reshape(len(lists), _columns(lists.type))
 
 
+def unit_matrix(table: pa.Table, column: str, path: Path) -> np.ndarray:
+    """The same of rows that have to be of unit length.
+
+    Raises:
+        InputError: they are not.
+    """
+    rows = matrix(table, column)
+    if not np.allclose(np.einsum("ij,ij->i", rows, rows, dtype=np.float64), 1, atol=1e-2):
+        raise damaged(path, f"column '{column}' has rows that are not of unit length")
+    return rows
+
+
 def _columns(kind: pa.DataType) -> int:
     return kind.list_size if pa.types.is_fixed_size_list(kind) else 0
 

@@ -32,7 +32,7 @@ from stages.evaluate.retrieval import Retrieval, evaluate_codes, evaluate_vector
 from stages.features import Features
 from stages.images import ImageShards, read_dataset
 from stages.mine.concepts import mine_distribution
-from stages.tables import matrix, read_table
+from stages.tables import read_table, unit_matrix
 
 #: Images encoded at a time, so that features are never all in memory for a binary method.
 BLOCK = 8192
@@ -96,7 +96,7 @@ def concept_rows(like: Provenance) -> Callable[[np.ndarray], np.ndarray] | None:
     """
     table, provenance, _ = read_table(CONCEPTS, {"kept": pa.bool_(), "text_feature": None})
     provenance.require_same(like, CONCEPTS, FEATURES)
-    texts = matrix(table, "text_feature")[table["kept"].to_numpy(zero_copy_only=False)]
+    texts = unit_matrix(table, "text_feature", CONCEPTS)[table["kept"].to_numpy(zero_copy_only=False)]
     if not len(texts):
         return None
     tau = provenance.params["tau"]

@@ -1,6 +1,6 @@
 """Sheets of images: example queries with their nearest images, and the component hierarchy."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,10 +98,20 @@ def _tile(name: str, size: int) -> Image.Image:
     return tile
 
 
-def draw_retrieval(path: Path, shards: ImageShards, examples: Sequence[Example], title: str) -> None:
+def shown_images(examples: Sequence[Example], groups: Sequence[Group]) -> list[int]:
+    """Ids of the images that :func:`draw_retrieval` and :func:`draw_components` show."""
+    return [
+        *(example.query for example in examples),
+        *(neighbour.image for example in examples for neighbour in example.neighbours),
+        *(image for group in groups for part in group.components for image in part.images),
+    ]
+
+
+def draw_retrieval(
+    path: Path, pictures: Mapping[int, Image.Image], examples: Sequence[Example], title: str
+) -> None:
     """One row a query: the query, then its nearest images with a green frame (hit), a red one (miss) or none."""
     found = [neighbour for example in examples for neighbour in example.neighbours]
-    pictures = thumbnails(shards, [*(example.query for example in examples), *(n.image for n in found)])
     columns = max(len(example.neighbours) for example in examples)
     left, top, row_height = MARGIN + THUMBNAIL + 36, MARGIN + 62, THUMBNAIL + 42
     sheet = Image.new(
@@ -129,9 +139,10 @@ def draw_retrieval(path: Path, shards: ImageShards, examples: Sequence[Example],
     _save(sheet, path)
 
 
-def draw_components(path: Path, shards: ImageShards, groups: Sequence[Group], n_components: int) -> None:
+def draw_components(
+    path: Path, pictures: Mapping[int, Image.Image], groups: Sequence[Group], n_components: int
+) -> None:
     """One row a coarse group: its largest fine components, each with the images it is most responsible for."""
-    pictures = thumbnails(shards, [i for group in groups for part in group.components for i in part.images])
     columns = max(len(group.components) for group in groups)
     width = max(len(part.images) for group in groups for part in group.components)
     block = width * (THUMBNAIL + 2) + 22

@@ -59,6 +59,11 @@ def run(params: Params) -> None:
         **params.evaluate.model_dump(),
     })  # fmt: skip
 
+    chosen = evenly_spaced(len(codes.query), EXAMPLES)
+    examples, groups = example_queries(codes, labels, dataset.class_names, chosen), largest_groups(components)
+    # An image may be damaged: nothing is written before.
+    images = pictures.thumbnails(shards, pictures.shown_images(examples, groups))
+
     reports.write_report(METRICS, metrics, provenance)
     reports.write_query_precision(codes.query_id, query_precision, provenance)
     write_csv(PRECISION_RECALL, ("radius", "recall", "precision"), recall)
@@ -68,8 +73,6 @@ def run(params: Params) -> None:
     plots.draw_precision_recall(REPORTS / "precision_recall.png", recall_curves, run, f"Precision and recall, {on}")
     plots.draw_precision_at_n(REPORTS / "precision_at_n.png", at_n_curves, run, f"Precision at N, {on}")
     plots.draw_concepts(REPORTS / "concepts.png", concepts, overlap)
-    chosen = evenly_spaced(len(codes.query), EXAMPLES)
-    examples = example_queries(codes, labels, dataset.class_names, chosen)
-    pictures.draw_retrieval(REPORTS / "retrieval.png", shards, examples,
+    pictures.draw_retrieval(REPORTS / "retrieval.png", images, examples,
                             f"Nearest images by codes of {codes.method}: {on}")  # fmt: skip
-    pictures.draw_components(REPORTS / "components.png", shards, largest_groups(components), len(components.weights))
+    pictures.draw_components(REPORTS / "components.png", images, groups, len(components.weights))

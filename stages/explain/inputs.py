@@ -11,7 +11,7 @@ from stages.components.fitted import FittedComponents, read_fitted
 from stages.mine.concepts import mine_distribution
 from stages.mine.leakage import label_matches
 from stages.scenes.catalogue import GROUPS, group_of
-from stages.tables import matrix, read_table
+from stages.tables import read_table, unit_matrix
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read_kept_concepts(like: Provenance, path: Path) -> tuple[list[str], np.ndar
     mined.require_same(like, CONCEPTS, path)
     kept = table["kept"].to_numpy(zero_copy_only=False)
     names = [name for name, keep in zip(table["concept"].to_pylist(), kept, strict=True) if keep]
-    return names, matrix(table, "text_feature")[kept], mined.params["tau"]
+    return names, unit_matrix(table, "text_feature", CONCEPTS)[kept], mined.params["tau"]
 
 
 def read_semantics(like: Provenance, path: Path) -> Semantics:

@@ -18,8 +18,9 @@ def run(_: Params) -> None:
     """Read the run, write ``reports/index.html`` and ``reports/summary.md``."""
     found = read_run()
     shown = content(found)
+    html = page(found, shown)  # reads images, of which one may be damaged: nothing is written before
     write(SUMMARY, render.summary(shown))
-    write(PAGE, page(found, shown))
+    write(PAGE, html)
 
 
 def page(found: Run, shown: Content, times: Sequence[Sequence[str]] | None = None) -> str:
