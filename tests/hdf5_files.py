@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import h5py
+import psutil
 
 
 def is_open(path: Path) -> bool:
-    """Whether the file at `path` is open, under whatever name."""
-    names = [h5py.h5f.get_name(file) for file in h5py.h5f.get_obj_ids(types=h5py.h5f.OBJ_FILE)]
-    return any(Path(name.decode()).resolve() == path.resolve() for name in names)
+    """Whether this process has the file at `path` open: HDF5's own names may be relative to another directory."""
+    return str(path.resolve()) in {file.path for file in psutil.Process().open_files()}
