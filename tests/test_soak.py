@@ -31,9 +31,8 @@ from stages.train import stage
 #: Seconds after which no further experiment begins in the night.
 SECONDS = float(os.environ.get("CONCEPTBITS_SOAK_SECONDS", "1200"))
 #: Share of its median by which memory may rise in the second half of a series, see :func:`soak.rise`.
-#: That of all processes at a time is looked at five times a second, and varies more; the peak of the largest stage is
-#: 0.96 to 1.08 GB in a queue of equal experiments, with no order in it.
-FLAT = {"largest": 0.1, "together": 0.1, "worker": 0.05, "resident": 0.05, "in_use": 0.01}
+#: That of all processes at a time is looked at five times a second, and varies more.
+FLAT = {"largest": 0.05, "together": 0.1, "worker": 0.05, "resident": 0.05, "in_use": 0.01}
 #: Experiments from which on their memory has a trend.
 TREND = 6
 #: What is counted of a process.
