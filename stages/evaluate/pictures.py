@@ -99,7 +99,7 @@ def _tile(name: str, size: int) -> Image.Image:
 
 
 def shown_images(examples: Sequence[Example], groups: Sequence[Group]) -> list[int]:
-    """Ids of the images that :func:`draw_retrieval` and :func:`draw_components` show."""
+    """Ids of the images that pictures of the examples and of the groups show."""
     return [
         *(example.query for example in examples),
         *(neighbour.image for example in examples for neighbour in example.neighbours),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.artifacts import Provenance, replacing
+from stages.evaluate.pictures import shown_images
 from stages.report import render
 from stages.report.config import Params
 from stages.report.content import Content, content
@@ -25,9 +26,7 @@ def run(_: Params) -> None:
 
 def page(found: Run, shown: Content, times: Sequence[Sequence[str]] | None = None) -> str:
     """The HTML of a run, with the pictures of images; `times` as of :func:`stages.report.render.page`."""
-    ids = [i for group in shown.examples.values() for example in group
-           for i in (example.query, *(neighbour.image for neighbour in example.neighbours))]  # fmt: skip
-    ids += [i for group in shown.groups for part in group.components for i in part.images]
+    ids = shown_images([example for group in shown.examples.values() for example in group], shown.groups)
     made = found.codes.provenance
     provenance = Provenance("report", made.dataset, made.model, made.params)
     return render.page(shown, data_uris(found.shards, ids), provenance, times)

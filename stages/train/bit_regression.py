@@ -49,12 +49,10 @@ class BitRegression:
         """Take in the units of images with unit features (n, dim)."""
         self._directions = rng.standard_normal((features.shape[1], UNITS), np.float32)
         self._thresholds = THRESHOLDS * rng.standard_normal(UNITS, np.float32)
-        units = _active(features, self._directions, self._thresholds)
+        units = _active(features, self._directions, self._thresholds).astype(np.float64)
         self._mean, deviation = units.mean(axis=0), units.std(axis=0)
         self._scale = np.where(deviation > 1e-4, deviation, 1)  # a unit that all images have alike tells nothing
-        self._units = ((units - self._mean) / self._scale).astype(np.float64)
-        self._centre = self._units.mean(axis=0)  # what rounding left of it
-        self._units -= self._centre
+        self._units = (units - self._mean) / self._scale
         gram = self._units.T @ self._units
         gram[np.diag_indices_from(gram)] += PENALTY * len(features)
         self._factor = cholesky(gram, lower=True, overwrite_a=True)
@@ -72,9 +70,8 @@ class BitRegression:
         bias = codes.mean(axis=0, dtype=np.float64)
         weight = self._solve(self._solve(self._units.T @ (codes - bias)), trans="T")
         left_out = codes - (codes - bias - self._units @ weight) / self._others
-        weight, bias = weight.astype(np.float32), (bias - self._centre @ weight).astype(np.float32)
-        predictor = BitPredictor(self._directions, self._thresholds, self._mean, self._scale, weight, bias)
-        return left_out.astype(np.float32), predictor
+        learnt = (array.astype(np.float32) for array in (self._mean, self._scale, weight, bias))
+        return left_out.astype(np.float32), BitPredictor(self._directions, self._thresholds, *learnt)
 
     def _solve(self, right: np.ndarray, trans: str = "N") -> np.ndarray:
         return solve_triangular(self._factor, right, lower=True, trans=trans, check_finite=False)
