@@ -43,7 +43,8 @@ class Process:
     """A process that runs.
 
     Attributes:
-        peak, resident, share: bytes: the most that was resident, what is, and that with shared pages divided among all.
+        own, resident, share: bytes: without pages of files, with them, and with shared pages divided among all. Of the
+            files of libraries more or less is resident, as the system sees fit.
         handles: open files, sockets and pipes; packs: open files of git's, apart from these; threads: how many.
         command: its command line.
     """
@@ -51,7 +52,7 @@ class Process:
     number: int
     parent: int
     command: str
-    peak: int
+    own: int
     resident: int
     share: int
     handles: int
@@ -66,14 +67,14 @@ def read_process(number: int) -> Process | None:
         status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
         share = next(line for line in (place / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
         command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-        peak, resident = (int(status[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS"))
+        resident, *own = (int(status[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon", "RssShmem"))
         targets = [_target(handle) for handle in (place / "fd").iterdir()]
     except (OSError, KeyError, StopIteration):
         return None
     parent, threads = int(status["PPid"]), int(status["Threads"])
     packs = sum("/objects/pack/" in target for target in targets)
     return Process(
-        number, parent, command, peak, resident, int(share.split()[1]) * 1024, len(targets) - packs, packs, threads
+        number, parent, command, sum(own), resident, int(share.split()[1]) * 1024, len(targets) - packs, packs, threads
     )
 
 
@@ -123,7 +124,8 @@ class Peaks:
     """The most that was seen of a queue's worker and what it starts, in bytes and handles.
 
     Attributes:
-        largest: of one stage; together, handles, packs: of all at a time; packs are handles of git's packs, apart.
+        largest: of one stage, without pages of files; together, handles, packs: of all at a time, packs are handles of
+            git's packs, apart.
         worker, worker_handles: of the worker at the end.
     """
 
@@ -178,7 +180,7 @@ class Watch:
         with self._lock:
             peaks = self._peaks
             peaks.worker, peaks.worker_handles = worker.resident, worker.handles
-            peaks.largest = max([peaks.largest, *(one.peak for one in started if "-m stages " in one.command)])
+            peaks.largest = max([peaks.largest, *(one.own for one in started if "-m stages " in one.command)])
             peaks.together = max(peaks.together, sum(one.share for one in [worker, *started]))
             peaks.handles = max(peaks.handles, sum(one.handles for one in [worker, *started]))
             peaks.packs = max(peaks.packs, sum(one.packs for one in [worker, *started]))
