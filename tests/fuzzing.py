@@ -1,4 +1,4 @@
-"""What tests with Hypothesis share: how many examples there are, and how bytes are damaged."""
+"""What tests with Hypothesis share: how many examples there are, what is clear, and how bytes are damaged."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,13 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
+
+from stages.errors import InputError, OutsideError
+
+#: What may end a command: one line for the user. Anything else would be a traceback.
+CLEAR = (InputError, OutsideError, OSError)
+
+texts = st.one_of(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=8).map("\n".join))
 
 
 def few_or_many(few: int, many: int) -> pytest.MarkDecorator:
@@ -24,6 +31,15 @@ def check(strategy: st.SearchStrategy, examples: int, property_: Callable[[Any],
         property_(value)
 
     holds()
+
+
+def clearly(action: Callable[[], object]) -> None:
+    """It succeeds, or fails in one line."""
+    try:
+        action()
+    except CLEAR as error:
+        assert str(error).strip()
+        assert "\n" not in str(error), error
 
 
 def damage(original: bytes) -> st.SearchStrategy[bytes]:

@@ -1,11 +1,9 @@
-"""Whatever a file holds: it is read, or refused in one line; nothing is written beside the target, no code is run.
+"""Whatever a collection holds: it is read, or refused in one line; nothing is written beside the target.
 
 Hypothesis damages valid files of each format, or makes others of the same kind; CI tries a few, the nightly profile
 many.
 """
 
-import copy
-import importlib
 import io
 import tarfile
 import zipfile
@@ -19,58 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from download_run import params
-from fuzzing import check, damage, few_or_many
+from fuzzing import check, clearly, damage, few_or_many, texts
 from picture import picture
-from small_run import write_small_run
-from stage_runner import ROOT
 
-from stages.__main__ import STAGES
-from stages.artifacts import CODES, COMPONENTS, CONCEPTS, DATASET, FEATURES, IMAGES
-from stages.codes import read_codes
-from stages.components.artifact import read_components
 from stages.download.stage import run as download
-from stages.errors import InputError, OutsideError
-from stages.features import Features
-from stages.images import ImageShards, decode, read_dataset, read_row_group
-from stages.mine.vocabulary import read_vocabulary
-from stages.params import parse, read_params_file
-from stages.tables import read_table
-
-#: What may end a command: one line for the user. Anything else would be a traceback.
-CLEAR = (InputError, OutsideError, OSError)
-
-
-def clearly(action: Callable[[], object]) -> None:
-    """It succeeds, or fails in one line."""
-    try:
-        action()
-    except CLEAR as error:
-        assert str(error).strip()
-        assert "\n" not in str(error), error
-
-
-# ---- bytes
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-@few_or_many(60, 5000)
-def test_images(examples, kind):
-    """An image is decoded to RGB, or a ValueError says why not."""
-
-    def reads(data: bytes) -> None:
-        try:
-            image = decode(data)
-        except ValueError as error:
-            assert str(error)
-        else:
-            assert image.mode == "RGB"
-
-    check(damage(picture(0, size=24, kind=kind)), examples, reads)
-
-
-# ---- collections
 
 
 def tar(path: Path, members: dict[str, bytes]) -> None:
@@ -173,47 +124,6 @@ def test_names_in_archives(examples, name, tmp_path, workplace):
     check(st.lists(st.tuples(names, st.booleans()), min_size=1, max_size=6), examples, reads)
 
 
-# ---- artifacts
-
-
-def every_image() -> None:
-    shards = ImageShards()
-    shards.columns(["labels"])
-    for group in shards.row_groups():
-        try:
-            for _, _, data in read_row_group(*group):
-                decode(data)
-        except (pa.ArrowException, ValueError):  # their callers tell
-            pass
-
-
-def every_feature() -> None:
-    with Features() as features:
-        features.images()
-        features.views()
-
-
-#: By artifact: what reads it. Of a folder a file.
-READERS: dict[Path, Callable[[], object]] = {
-    FEATURES: every_feature, CODES: read_codes, COMPONENTS: read_components, DATASET: read_dataset,
-    CONCEPTS: lambda: read_table(CONCEPTS, {"concept": pa.string(), "kept": pa.bool_(), "text_feature": None}),
-    IMAGES / "images-00000.parquet": every_image,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("path", READERS, ids=str)
-@few_or_many(60, 2000)
-def test_damaged_artifacts(examples, path, workplace):
-    write_small_run()
-    READERS[path]()
-
-    def reads(data: bytes) -> None:
-        path.write_bytes(data)
-        clearly(READERS[path])
-
-    check(damage(path.read_bytes()), examples, reads)
-
-
 # ---- schemas
 
 kinds = st.sampled_from([
@@ -287,19 +197,7 @@ def test_hdf5_schemas(examples, tmp_path, workplace):
     check(st.dictionaries(keys, arrays, max_size=4), examples, reads)
 
 
-# ---- texts
-
-texts = st.one_of(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=8).map("\n".join))
-
-
-@few_or_many(60, 5000)
-def test_vocabularies(examples, tmp_path):
-    def reads(data: bytes) -> None:
-        (tmp_path / "words").write_bytes(data)
-        clearly(lambda: read_vocabulary(tmp_path / "words"))
-
-    check(st.one_of(texts.map(str.encode), st.binary(max_size=100), st.binary(max_size=50).map(b"PAR1".__add__)),
-          examples, reads)  # fmt: skip
+# ---- captions
 
 
 @few_or_many(40, 2500)
@@ -315,63 +213,3 @@ def test_captions(examples, tmp_path, workplace):
         collected("csv", tmp_path / "list.csv")
 
     check(st.lists(st.tuples(texts, texts), max_size=6), examples, reads)
-
-
-# ---- parameters
-
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=12), st.just([]), st.just({}),
-    st.lists(st.integers(), max_size=2), st.just({"a": {"b": 1}}), st.dates(),
-)  # fmt: skip
-
-
-def places(values: dict[str, Any], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The paths of all keys."""
-    found = []
-    for key, value in values.items():
-        found.append((*before, key))
-        if isinstance(value, dict):
-            found += places(value, (*before, key))
-    return found
-
-
-@few_or_many(60, 5000)
-def test_parameters(examples, tmp_path):
-    """Any value at any key gives parameters, or a line that names the file."""
-    valid = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    models = [importlib.import_module(f"stages.{stage}.config").Params for stage in STAGES]
-    file = tmp_path / "params.yaml"
-
-    def reads(changes: list[tuple[tuple[str, ...], Any, bool]]) -> None:
-        values = copy.deepcopy(valid)
-        for path, value, removed in changes:
-            section = values
-            for key in path[:-1]:
-                section = section.get(key) if isinstance(section, dict) else None
-            if isinstance(section, dict):
-                if removed:
-                    section.pop(path[-1], None)
-                else:
-                    section[path[-1]] = value
-        for model in models:
-            clearly(lambda model=model: parse(model, values, file))
-
-    change = st.tuples(st.sampled_from(places(valid)), scalars, st.booleans())
-    check(st.lists(change, min_size=1, max_size=3), examples, reads)
-
-
-@few_or_many(40, 3000)
-def test_parameter_files(examples, tmp_path):
-    """Any text, and damaged YAML; no tag makes an object."""
-    text = (ROOT / "params.yaml").read_bytes()
-    model = importlib.import_module("stages.train.config").Params
-    file = tmp_path / "params.yaml"
-
-    def reads(data: bytes) -> None:
-        file.write_bytes(data)
-        clearly(lambda: parse(model, read_params_file(file), file))
-        assert not (tmp_path / "made").exists()
-
-    check(st.one_of(damage(text), texts.map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=60),
-                    st.just(f"!!python/object/apply:pathlib.Path.touch [{tmp_path}/made]".encode())),
-          examples, reads)  # fmt: skip

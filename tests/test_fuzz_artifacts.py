@@ -1,0 +1,74 @@
+"""Whatever an image or an artifact holds: it is read, or refused in one line.
+
+Hypothesis damages valid files; CI tries a few, the nightly profile many.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from fuzzing import check, clearly, damage, few_or_many
+from picture import picture
+from small_run import write_small_run
+
+from stages.artifacts import CODES, COMPONENTS, CONCEPTS, DATASET, FEATURES, IMAGES
+from stages.codes import read_codes
+from stages.components.artifact import read_components
+from stages.features import Features
+from stages.images import ImageShards, decode, read_dataset, read_row_group
+from stages.tables import read_table
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@few_or_many(60, 5000)
+def test_images(examples, kind):
+    """An image is decoded to RGB, or a ValueError says why not."""
+
+    def reads(data: bytes) -> None:
+        try:
+            image = decode(data)
+        except ValueError as error:
+            assert str(error)
+        else:
+            assert image.mode == "RGB"
+
+    check(damage(picture(0, size=24, kind=kind)), examples, reads)
+
+
+def every_image() -> None:
+    shards = ImageShards()
+    shards.columns(["labels"])
+    for group in shards.row_groups():
+        try:
+            for _, _, data in read_row_group(*group):
+                decode(data)
+        except (pa.ArrowException, ValueError):  # their callers tell
+            pass
+
+
+def every_feature() -> None:
+    with Features() as features:
+        features.images()
+        features.views()
+
+
+#: By artifact: what reads it. Of a folder a file.
+READERS: dict[Path, Callable[[], object]] = {
+    FEATURES: every_feature, CODES: read_codes, COMPONENTS: read_components, DATASET: read_dataset,
+    CONCEPTS: lambda: read_table(CONCEPTS, {"concept": pa.string(), "kept": pa.bool_(), "text_feature": None}),
+    IMAGES / "images-00000.parquet": every_image,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", READERS, ids=str)
+@few_or_many(60, 2000)
+def test_damaged_artifacts(examples, path, workplace):
+    write_small_run()
+    READERS[path]()
+
+    def reads(data: bytes) -> None:
+        path.write_bytes(data)
+        clearly(READERS[path])
+
+    check(damage(path.read_bytes()), examples, reads)
