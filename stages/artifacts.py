@@ -10,12 +10,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -137,7 +139,8 @@ def library_versions(*names: str) -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
-#: A temporary of a process that has ended, or one older than this many seconds, is left over from a killed run.
+#: A temporary of a process of this machine that has ended, or one older than this many seconds, is left over from a
+#: killed run.
 STALE_AFTER = 24 * 3600
 
 #: Errors of the disk that the user can mend, wherever they come up.
@@ -271,24 +274,34 @@ def _beside(path: Path) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}."
     for other in path.parent.glob(f"{glob.escape(prefix)}*.tmp*"):
-        process = other.name.removeprefix(prefix).split(".")[0]
-        if process.isdecimal() and _is_stale(other, int(process)):
+        owner = re.match(r"(\w+)-(\d+)\.", other.name.removeprefix(prefix))
+        if owner and _is_stale(other, owner[1], int(owner[2])):
             if other.is_dir():
                 shutil.rmtree(other, ignore_errors=True)
             else:
                 other.unlink(missing_ok=True)
-    return {"prefix": f"{prefix}{os.getpid()}.", "dir": path.parent}
+    return {"prefix": f"{prefix}{_here()}-{os.getpid()}.", "dir": path.parent}
 
 
-def _is_stale(temporary: Path, process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # there is one, of another user
-        pass
-    try:
-        return time.time() - temporary.stat().st_mtime > STALE_AFTER  # the number now belongs to another process
+@cache
+def _here() -> str:
+    """What tells where a process number holds: this machine and, in a container, its processes alone."""
+    processes = ""
+    with suppress(OSError):  # not on Linux
+        processes = str(Path("/proc/self/ns/pid").readlink())
+    return fingerprint([socket.gethostname(), processes])[:8]
+
+
+def _is_stale(temporary: Path, place: str, process: int) -> bool:
+    if place == _here():
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # there is one, of another user
+            pass
+    try:  # it is another machine's, or the number now belongs to another process
+        return time.time() - temporary.stat().st_mtime > STALE_AFTER
     except FileNotFoundError:
         return False
 

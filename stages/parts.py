@@ -1,12 +1,14 @@
-"""Files of arrays in which unfinished work is kept, part by part; each has the sums that tell whether it is whole."""
+"""Unfinished work, part by part; each part has the sums that tell whether it is whole."""
 
+import errno
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from stages.artifacts import replacing
+from stages.artifacts import damaged, replacing, sha256
 from stages.errors import InputError
 
 
@@ -28,11 +30,49 @@ def read_part(part: Path, *names: str) -> list[np.ndarray]:
 
     Raises:
         InputError: it is damaged; it has been removed, so that the same command makes it again.
+        OSError: it cannot be read.
     """
     try:
         with np.load(part) as arrays:
             return [arrays[name] for name in names]
-    except (BadZipFile, ValueError, EOFError, KeyError) as error:
-        part.unlink()
-        reason = " ".join(str(error).split())
-        raise InputError(f"{part}: unfinished work, damaged ({reason}); it was removed, run it again") from None
+    except Exception as error:  # whatever a damaged archive may lead to
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a place before the beginning gives
+            raise damaged(part, error) from None
+        raise removed(part, error) from None
+
+
+def removed(part: Path, reason: object) -> InputError:
+    """The error for a damaged part, which is removed, so that the same command makes it again."""
+    part.unlink(missing_ok=True)
+    told = " ".join(str(reason).split())
+    return InputError(f"{part}: unfinished work, damaged ({told}); it was removed, run it again")
+
+
+@contextmanager
+def sealing(part: Path) -> Iterator[Path]:
+    """Like :func:`stages.artifacts.replacing` for a part whose format has no sums: its SHA-256 lies beside it."""
+    with replacing(part) as temporary:
+        yield temporary
+        digest = sha256(temporary)
+    with replacing(_seal(part)) as temporary:
+        temporary.write_text(digest)
+
+
+def is_whole(part: Path) -> bool:
+    """Whether a sealed part is there and as it was written; what is not whole is removed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        if _seal(part).read_bytes() == sha256(part).encode():
+            return True
+    except FileNotFoundError:
+        pass
+    for file in (_seal(part), part):
+        file.unlink(missing_ok=True)
+    return False
+
+
+def _seal(part: Path) -> Path:
+    return part.with_name(f"{part.name}.sha256")

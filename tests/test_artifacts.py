@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from stage_runner import ROOT
 
 from stages.artifacts import (
     FEATURES,
@@ -129,20 +131,29 @@ def test_old_directory_goes_at_once(monkeypatch):
 # ---- what killed runs leave
 
 
+@pytest.fixture
+def here():
+    """How temporaries name this machine."""
+    with replacing(Path("any")) as temporary:
+        pass
+    Path("any").unlink()
+    return temporary.name.split(".")[2].split("-")[0]
+
+
 @pytest.mark.parametrize("replace", [replacing, replacing_directory, writing])
-def test_leftovers_of_ended_processes_are_removed(replace, dead_process):
-    Path(f".a.h5.{dead_process}.x1.tmp.h5").write_text("half")
-    Path(f".a.h5.{dead_process}.x2.tmp").mkdir()
-    Path(f".a.h5.{dead_process}.x2.tmp/file").touch()
-    Path(f".a.h5.{dead_process}.x3.old.tmp").mkdir()
+def test_leftovers_of_ended_processes_are_removed(replace, here, dead_process):
+    Path(f".a.h5.{here}-{dead_process}.x1.tmp.h5").write_text("half")
+    Path(f".a.h5.{here}-{dead_process}.x2.tmp").mkdir()
+    Path(f".a.h5.{here}-{dead_process}.x2.tmp/file").touch()
+    Path(f".a.h5.{here}-{dead_process}.x3.old.tmp").mkdir()
     with replace(Path("a.h5")):
         pass
     assert names() == ["a.h5"]
 
 
-def test_temporaries_of_running_processes_and_of_other_files_stay(dead_process):
-    others = [f".a.h5.{os.getppid()}.x.tmp.h5", f".b.h5.{dead_process}.x.tmp.h5", f".a.h5.bak.{dead_process}.x.tmp",
-              f".a.h5.{dead_process}.txt", ".a.h5.tmp"]  # fmt: skip
+def test_temporaries_of_running_processes_and_of_other_files_stay(here, dead_process):
+    others = [f".a.h5.{here}-{os.getppid()}.x.tmp.h5", f".b.h5.{here}-{dead_process}.x.tmp.h5",
+              f".a.h5.bak.{here}-{dead_process}.x.tmp", f".a.h5.{here}-{dead_process}.txt", ".a.h5.tmp"]  # fmt: skip
     for name in others:
         Path(name).touch()
     with replacing(Path("a.h5")):
@@ -150,13 +161,45 @@ def test_temporaries_of_running_processes_and_of_other_files_stay(dead_process):
     assert names() == sorted(["a.h5", *others])
 
 
-def test_old_temporaries_are_removed_though_their_number_is_in_use_again():
-    old = Path(f".a.h5.{os.getppid()}.x.tmp.h5")
+@pytest.mark.parametrize("place", ["this machine", "another"])
+def test_old_temporaries_are_removed_though_their_number_is_in_use(here, place):
+    old = Path(f".a.h5.{here if place == 'this machine' else 'f00d'}-{os.getppid()}.x.tmp.h5")
     old.touch()
     os.utime(old, (0, time.time() - STALE_AFTER - 60))
     with replacing(Path("a.h5")):
         pass
     assert names() == ["a.h5"]
+
+
+def test_temporaries_of_other_machines_stay(here, dead_process):
+    """This one cannot tell whether their process runs."""
+    other = f".a.h5.f00d-{dead_process}.x.tmp.h5"
+    Path(other).touch()
+    with replacing(Path("a.h5")):
+        pass
+    assert names() == [other, "a.h5"]
+
+
+#: Holds a temporary of a.h5 while another such process comes and goes, which has a namespace of its own: there is no
+#: process with the number of the first.
+HOLDS = """
+import pathlib, subprocess, sys
+from stages.artifacts import replacing
+with replacing(pathlib.Path("a.h5")) as temporary:
+    temporary.write_text(sys.argv[1])
+    if sys.argv[1] == "first":
+        subprocess.run(sys.argv[2:], check=True)
+"""
+
+
+def test_two_machines_write_beside_each_other():
+    alone = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespaces here")
+    command = [sys.executable, "-c", HOLDS]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, "first", *alone, *command, "second"], check=True, env=environment)
+    assert Path("a.h5").read_text() == "first" and names() == ["a.h5"]
 
 
 def test_only_work_on_the_same_inputs_is_resumed():

@@ -1,6 +1,7 @@
 """The stage ``download`` through the command line: bad input, full disk, kills at any moment."""
 
 import os
+import random
 import resource
 import shutil
 import signal
@@ -114,7 +115,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(step, workplace):
         finished += all_there
         assert run_script("scenes", options, PLUG.format(count=0)).returncode == 0
         assert made() == undisturbed and nothing_left_over(), count
-        assert n_parts == (0 if all_there else min(count - 1, 4))  # 30, 30, 30 and 10 scenes
+        assert n_parts == (0 if all_there else min(count // 2, 4))  # 30, 30, 30 and 10 scenes, a seal after each
     assert count > 12 and finished <= 1
 
 
@@ -126,16 +127,47 @@ def test_killed_with_workers_it_goes_on_to_the_same_bytes(workplace):
     undisturbed = made()
     shutil.rmtree("data")
     process = subprocess.Popen(script("scenes", options), env=environment(), start_new_session=True)
-    while not (parts := list(RESUME.glob("download-*/[0-9]*.arrow"))) and process.poll() is None:
+    while not (seals := list(RESUME.glob("download-*/[0-9]*.sha256"))) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    finished = {part: part.stat().st_mtime_ns for part in parts}
+    finished = {part: part.stat().st_mtime_ns for part in (seal.with_suffix("") for seal in seals)}
     assert 1 <= len(finished) < 4
     watch = "import stages.download.stage as s; s.shutil.rmtree = lambda *_, **__: None"
     assert run_script("scenes", options, watch).returncode == 0
     assert {part: part.stat().st_mtime_ns for part in finished} == finished
     assert made() == undisturbed
+
+
+def flip(data, generator):
+    place = generator.randrange(len(data))
+    return data[:place] + bytes([data[place] ^ 1 << generator.randrange(8)]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("unfinished", ["[0-9]*.arrow", "[0-9]*.sha256", "*/*.parquet", "*/*.sha256"])
+@pytest.mark.parametrize("damage", [
+    flip, lambda data, _: data[: len(data) // 2], lambda *_: b"", lambda data, random: random.randbytes(len(data)),
+], ids=["flipped", "cut", "empty", "noise"])  # fmt: skip
+def test_damaged_unfinished_work_is_done_again(unfinished, damage, monkeypatch):
+    monkeypatch.setattr("stages.download.verify.PART_ROWS", 30)
+    options = params("scenes", **TINY)
+    run(options)
+    undisturbed = made()
+    for place in ("data", "reports"):
+        shutil.rmtree(place)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("stages.download.stage.replacing_directory", interrupt)
+        run(options)
+    found = sorted(RESUME.glob(f"download-*/{unfinished}"))
+    assert len(found) == (4 if unfinished.startswith("[") else 1)
+    for file in found:
+        file.write_bytes(damage(file.read_bytes(), random.Random(0)))
+    run(options)
+    assert made() == undisturbed and nothing_left_over()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_what_was_there_survives_a_kill(workplace):

@@ -1,6 +1,6 @@
 """Hours of small experiments, thousands of questions, hundreds of trainings: nothing grows but what is explained.
 
-The night has as many experiments as end in 20 minutes; CONCEPTBITS_SOAK_SECONDS is another time, for three hours 10800.
+The night has as many experiments as end in three hours; CONCEPTBITS_SOAK_SECONDS is another time.
 """
 
 import gc
@@ -29,7 +29,7 @@ from stages.search import Searcher
 from stages.train import stage
 
 #: Seconds after which no further experiment begins in the night.
-SECONDS = float(os.environ.get("CONCEPTBITS_SOAK_SECONDS", "1200"))
+SECONDS = float(os.environ.get("CONCEPTBITS_SOAK_SECONDS", "10800"))
 #: Share of its median by which memory may rise in the second half of a series, see :func:`soak.rise`.
 #: That of all processes at a time is looked at five times a second, and varies more.
 FLAT = {"largest": 0.05, "together": 0.1, "worker": 0.05, "resident": 0.05, "in_use": 0.01}

@@ -3,11 +3,12 @@
 import csv
 import json
 import math
-import pickle
+import random
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from stages.features import Features
 from stages.hashnet import HashNetConfig, load_hashnet, relaxed_codes
 from stages.tables import read_table, write_table
 from stages.train import trainer
+from stages.train.checkpoint import write_checkpoint
 from stages.train.config import Params
 from stages.train.stage import CURVES, run
 
@@ -221,10 +223,36 @@ def test_a_checkpoint_runs_no_code(here: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(KeyboardInterrupt):
             run(train_params())
     [checkpoint] = RESUME.glob("train-*/checkpoint.pt")
-    torch.save({"net": Hostile()}, checkpoint)
-    with pytest.raises(pickle.UnpicklingError):
+    write_checkpoint(checkpoint, {"net": Hostile()})
+    with pytest.raises(InputError, match="holds something else than a training leaves"):
         run(train_params())
     assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[:-1], lambda data: data + b"0",
+    lambda data: random.Random(0).randbytes(len(data)),
+    *(partial(lambda share, data: flipped(data, int(share * len(data))), share) for share in (0, 0.1, 0.5, 0.9999)),
+])  # fmt: skip
+def test_a_damaged_checkpoint_is_refused_and_removed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    run(train_params("dsch"))
+    undisturbed = weights()
+    with monkeypatch.context() as patched:
+        Epochs(patched, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(train_params("dsch"))
+    [checkpoint] = RESUME.glob("train-*/checkpoint.pt")
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    with pytest.raises(InputError, match=f"{re.escape(str(checkpoint))}: unfinished work, damaged .*run it again"):
+        run(train_params("dsch"))
+    run(train_params("dsch"))
+    assert weights() == undisturbed
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
 
 
 def test_the_learning_rate_ends_at_zero(here: Path) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.artifacts import PROVENANCE_KEY, Provenance, replacing
+from stages.artifacts import PROVENANCE_KEY, Provenance
 from stages.download.verify import open_part
 from stages.images import SCHEMA, Dataset, schema_with_features
+from stages.parts import is_whole, sealing
 from stages.progress import progress_bar
 from stages.workers import run_threads
 
@@ -57,7 +58,8 @@ def write_shards(
     schema = _schema(open_part(planned[0][0].part).schema, dataset, provenance)
     directory.mkdir(parents=True, exist_ok=True)
     shards = [_Shard(directory / f"images-{i:05d}.parquet", groups) for i, groups in enumerate(planned)]
-    missing = [shard for shard in shards if not shard.path.exists()]
+    whole = run_threads(is_whole, [shard.path for shard in shards], workers)
+    missing = [shard for shard, done in zip(shards, whole, strict=True) if not done]
     with progress_bar("write shards", len(shards)) as bar:
         bar.advance(len(shards) - len(missing))
         for _ in run_threads(partial(_write, splits, schema), missing, workers):
@@ -95,7 +97,7 @@ def _schema(part: pa.Schema, dataset: Dataset, provenance: Provenance) -> pa.Sch
 
 def _write(splits: Mapping[str, np.ndarray], schema: pa.Schema, shard: _Shard) -> None:
     # Pixels are compressed already, and a dictionary or statistics of them would only be ballast.
-    with replacing(shard.path) as temporary, pq.ParquetWriter(
+    with sealing(shard.path) as temporary, pq.ParquetWriter(
         temporary, schema, use_dictionary=False, write_statistics=["id"],
         compression={"image.bytes": "NONE", "image.path": "ZSTD"},
     ) as writer:  # fmt: skip

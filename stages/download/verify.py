@@ -1,8 +1,8 @@
 """The one pass over a source: every image is decoded to see that it can be, and what can is kept as it came.
 
 The pass writes parts of a thousand records, each an Arrow file, which is read back without being copied; several
-processes write several at a time. A pass that was interrupted does the parts that are missing. No process holds more
-than a batch of images.
+processes write several at a time. A pass that was interrupted does the parts that are missing or damaged. No process
+holds more than a batch of images.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from stages.artifacts import replacing
 from stages.download.near_duplicates import HASH_BYTES, THUMBNAIL, perceptual_hashes
 from stages.download.source import MAX_BYTES, Record, Source
 from stages.errors import InputError
 from stages.images import SCHEMA, grey_thumbnail, multi_hot
+from stages.parts import is_whole, sealing
 from stages.progress import progress_bar
-from stages.workers import run_workers, shared_out
+from stages.workers import run_threads, run_workers, shared_out
 
 #: Records of a part, and bytes of one of its batches.
 PART_ROWS = 1000
@@ -67,7 +67,7 @@ def verify(source: Source, directory: Path, workers: int) -> Verified:
     if len(source.class_names) > np.iinfo(np.int16).max:
         raise InputError(f"{source.source}: {len(source.class_names):,} classes, at most {np.iinfo(np.int16).max:,}")
     parts = [directory / f"{number:06d}.arrow" for number in range(max(1, -(-source.size // PART_ROWS)))]
-    missing = [number for number, part in enumerate(parts) if not part.exists()]
+    missing = [number for number, whole in enumerate(run_threads(is_whole, parts, workers)) if not whole]
     shares = shared_out(missing, workers if source.has_pixels else 1)
     with progress_bar("verify images", source.size) as bar:
         bar.advance(min(source.size, PART_ROWS * (len(parts) - len(missing))))
@@ -104,7 +104,7 @@ def _write_parts(source: Source, parts: Sequence[Path], numbers: Sequence[int]) 
             if number != before + 1:
                 records = iter(source.records(number * PART_ROWS))
             with ExitStack() as stack:
-                temporary = stack.enter_context(replacing(parts[number]))
+                temporary = stack.enter_context(sealing(parts[number]))
                 # The last one takes all that is left, so that too much of it shows.
                 known = _write_part(islice(records, None if number == len(parts) - 1 else PART_ROWS), temporary)
                 written = stack.pop_all()

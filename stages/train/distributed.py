@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -103,12 +103,12 @@ class Ranks:
         """For all others to come here."""
         self.total(np.zeros(1))
 
-    def opened(self, checkpoint: Path) -> Path | BinaryIO | None:
-        """A file that the first rank has, for all; None where it has none."""
+    def opened(self, path: Path) -> AbstractContextManager[BinaryIO | None]:
+        """A file that the first rank has, for all, to be read; None where it has none."""
         if self.world == 1:
-            return checkpoint if checkpoint.exists() else None
-        content = self.first(lambda: checkpoint.read_bytes() if checkpoint.exists() else None)
-        return None if content is None else io.BytesIO(content)
+            return open(path, "rb") if path.exists() else nullcontext()
+        content = self.first(lambda: path.read_bytes() if path.exists() else None)
+        return nullcontext() if content is None else io.BytesIO(content)
 
     def device(self, asked: torch.device) -> torch.device:
         """The device of this rank: of several GPUs of a machine its own.

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from stages.artifacts import writing
 from stages.backbone import BackboneNet
 from stages.device import derived_seed
 from stages.errors import InputError
 from stages.hashnet import Network
 from stages.progress import progress_bar
 from stages.train.batches import Batches, number_of_batches
+from stages.train.checkpoint import read_checkpoint, write_checkpoint
 from stages.train.config import Train
 from stages.train.distributed import ALONE, Ranks
 from stages.train.methods.objective import Objective
@@ -103,8 +103,7 @@ def train(
     groups = parameter_groups(net, objective, options.lr)
     optimizer, schedule = make_optimizer(groups, options, options.epochs * steps)
     history: History = []
-    if unfinished := ranks.opened(checkpoint):
-        saved = torch.load(unfinished, map_location=next(net.parameters()).device, weights_only=True)
+    if saved := read_checkpoint(checkpoint, next(net.parameters()).device, ranks):
         net.load_state_dict(saved["net"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -138,8 +137,7 @@ def train(
             log(history[-1])
             bar.advance(note=f"loss {losses['loss']:.4f}")
             if (epoch + 1) % options.checkpoint == 0 and ranks.is_first:
-                with writing(checkpoint) as target:
-                    torch.save({
-                        "net": net.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-                        "objective": objective.state(), "history": history,
-                    }, target)  # fmt: skip
+                write_checkpoint(checkpoint, {
+                    "net": net.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+                    "objective": objective.state(), "history": history,
+                })  # fmt: skip
