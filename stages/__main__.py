@@ -71,7 +71,10 @@ def _among_others(name: str) -> Iterator[bool]:
     Raises:
         InputError: the stage runs in one process.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if not world.isdecimal() or not int(world):
+        raise InputError(f"WORLD_SIZE: {world!r} is no number of processes; unset it, or start `train` with torchrun")
+    if int(world) == 1:
         yield True
         return
     if name != "train":
@@ -103,8 +106,9 @@ def _extract(
             run_stage("extract")
         else:
             shares = importlib.import_module("stages.extract.shares")
-            params = checked_params("extract")
-            shares.merge(params) if merge else shares.extract_share(params, share)
+            with _among_others("extract"):
+                params = checked_params("extract")
+                shares.merge(params) if merge else shares.extract_share(params, share)
 
 
 def _explain(
@@ -201,13 +205,20 @@ app.add_typer(codes, name="codes")
 
 @codes.command("build")
 def _build_codes(
-    directory: Annotated[Path, typer.Argument(help="Of the shards; it is replaced.")],
+    directory: Annotated[Path, typer.Argument(help="Of the shards; those that it has are replaced.")],
     files: Annotated[list[Path], typer.Argument(help="Packed codes, .npy or .parquet, as encode and export write.")],
     per_shard: Annotated[int, typer.Option(min=1, help="Codes of a shard, which memory has to hold.")] = 10_000_000,
 ) -> None:
     """Codes of files as shards on disk; a code is known by its row, its place among them all."""
     with one_line_errors():
         importlib.import_module("stages.index.sharded_command").build(directory, files, per_shard)
+
+
+@codes.command("verify")
+def _verify_codes(directory: Annotated[Path, typer.Argument(help="Of the shards.")]) -> None:
+    """Whether the shards have the content that they were built with."""
+    with one_line_errors():
+        importlib.import_module("stages.index.sharded_command").verify(directory)
 
 
 @codes.command("search")

@@ -27,7 +27,7 @@ class Features:
     Attributes:
         path: the file; n_images, dim, n_views: N, d, V.
         train_id: (n_train,) int64, ascending.
-        provenance: data set, model, versions.
+        provenance: data set, model, versions; precision: in which the model encoded, "" where none did.
 
     Raises:
         InputError: it is missing, truncated or of another schema.
@@ -54,6 +54,7 @@ class Features:
             self._views = self._file["train/views"]
             self.train_id: np.ndarray = self._file["train/id"][:]
             self.provenance = Provenance.from_json(self._file.attrs.get(PROVENANCE_KEY), path)
+            self.precision = str(self._file.attrs.get("precision", ""))
             self.n_images, self.dim = self._features.shape
             self.n_views, *rest = self._views.shape
         except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.artifacts import damaged, replacing, sha256
+from stages.artifacts import replacing, sha256
 from stages.errors import InputError
 
 
@@ -37,7 +37,8 @@ def read_part(part: Path, *names: str) -> list[np.ndarray]:
             return [arrays[name] for name in names]
     except Exception as error:  # whatever a damaged archive may lead to
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a place before the beginning gives
-            raise damaged(part, error) from None
+            error.filename = error.filename or str(part)
+            raise
         raise removed(part, error) from None
 
 

@@ -151,6 +151,8 @@ def run_row_groups(
 
 def _require_answer(address: str | None) -> None:
     """Ray itself waits for minutes."""
+    if "://" in (address or ""):
+        raise InputError(f"{ADDRESS}: {address} is of a client of Ray's; set HOST:PORT of the cluster, or auto on it")
     host, colon, port = (address or "").rpartition(":")
     if colon and port.isdecimal():
         try:

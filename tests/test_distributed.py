@@ -360,6 +360,23 @@ def test_stages_in_one_process_say_so(tmp_path: Path) -> None:
     assert launch([tmp_path] * 2, command, "components") == [Ended(2, told)] * 2
 
 
+@pytest.mark.parametrize("arguments", [["--merge"], ["--shard", "0/2"]])
+def test_parts_of_a_stage_say_so_too(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stages", "extract", *arguments], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"},
+    )  # fmt: skip
+    told = "error: extract: runs in one process (WORLD_SIZE is set); start it without torchrun\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
+@pytest.mark.parametrize("world", ["", "two", "0", "-1", "1.5"])
+def test_a_number_of_processes_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, world: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(InputError, match=f"^WORLD_SIZE: '{world}' is no number of processes; unset it, or start"):
+        program.run_stage("mine")
+
+
 def test_variables_that_do_not_tell_of_the_others_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,24 @@ def test_merge_says_what_is_missing_and_is_idle_when_all_is_done(whole: bytes) -
     before = FEATURES.stat()
     merge(params())
     assert (FEATURES.stat().st_mtime_ns, FEATURES.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_a_file_of_another_precision_or_of_before_is_not_taken_for_this_one(
+    whole: bytes, pinned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "load_clip", partial(load_clip, pinned))
+    extract_share(params(), "0/1")
+    merge(params())
+    assert FEATURES.read_bytes() == whole
+    with pytest.raises(InputError, match="6 of 6 row groups"):
+        merge(params(precision="bfloat16"))
+    extract_share(params(precision="bfloat16"), "0/2")
+    with pytest.raises(InputError, match="3 of 6 row groups"):
+        merge(params(precision="bfloat16"))
+    extract_share(params(), "0/3")  # begun anew, for whatever reason
+    with pytest.raises(InputError, match="4 of 6 row groups"):
+        merge(params())
+    assert FEATURES.read_bytes() == whole
 
 
 @pytest.mark.parametrize("share", ["3/3", "4/3", "-1/3", "0/0", "1", "1/2/3", "a/b", "", "1 /2", "1.0/2", "٠/٣"])

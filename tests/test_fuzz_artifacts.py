@@ -6,18 +6,21 @@ Hypothesis damages valid files; CI tries a few, the nightly profile many.
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fuzzing import check, clearly, damage, few_or_many
 from picture import picture
 from small_run import write_small_run
 
-from stages.artifacts import CODES, COMPONENTS, CONCEPTS, DATASET, FEATURES, IMAGES
+from stages.artifacts import CODES, COMPONENTS, CONCEPTS, DATASET, FEATURES, IMAGES, Provenance
 from stages.codes import read_codes
 from stages.components.artifact import read_components
 from stages.features import Features
 from stages.images import ImageShards, decode, read_dataset, read_row_group
-from stages.tables import read_table
+from stages.index.sharded import ShardedIndex, build, code_blocks
+from stages.tables import fixed_size_lists, read_table
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -72,3 +75,31 @@ def test_damaged_artifacts(examples, path, workplace):
         clearly(READERS[path])
 
     check(damage(path.read_bytes()), examples, reads)
+
+
+def write_codes() -> None:
+    codes = np.arange(64, dtype=np.uint8).reshape(16, 4)
+    np.save("codes.npy", codes)
+    pq.write_table(pa.table({"code": fixed_size_lists(codes)}), "codes.parquet")
+    build(Path("shards"), [codes], 10, Provenance("codes"))
+
+
+def nearest() -> None:
+    ShardedIndex(Path("shards")).nearest(np.zeros((2, 4), np.uint8), 3)
+
+
+@pytest.mark.parametrize(("name", "read"), [
+    ("codes.npy", lambda: list(code_blocks([Path("codes.npy")]))),
+    ("codes.parquet", lambda: list(code_blocks([Path("codes.parquet")]))),
+    ("shards/shards.json", nearest), ("shards/codes-00001.faiss", nearest),
+], ids=["npy", "parquet", "manifest", "shard"])  # fmt: skip
+@few_or_many(60, 2000)
+def test_damaged_codes(examples, name, read, workplace):
+    write_codes()
+    read()
+
+    def reads(data: bytes) -> None:
+        Path(name).write_bytes(data)
+        clearly(read)
+
+    check(damage(Path(name).read_bytes()), examples, reads)

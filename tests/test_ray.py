@@ -192,6 +192,13 @@ def test_a_cluster_that_does_not_answer_is_one_line(here: Path, monkeypatch: pyt
             run(params("ray"))
 
 
+def test_an_address_of_the_client_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS: ray://127.0.0.1:10001 is of a client of Ray's; set HOST:PORT"):
+        run(params("ray"))
+
+
 def test_devices_are_those_of_the_cluster() -> None:
     """Where the command runs, there may be no GPU."""
     assert [Machines(4, gpus).device("auto") for gpus in (0, 2)] == ["cpu", "cuda"]
@@ -221,5 +228,12 @@ def test_ray_is_started_for_the_search_of_shards_and_stopped(
         for _ in range(2):
             for found, wanted in zip(index.nearest(queries, 30), expected, strict=True):
                 np.testing.assert_array_equal(found, wanted)
+        with pytest.raises(InputError, match=r"has codes of 16 bits, the queries are uint8 \(3, 1\)"):
+            index.nearest(queries[:, :1].copy(), 30)
+        del index  # its actors have the cores
+        damaged = tmp_path / "shards" / "codes-00002.faiss"
+        damaged.write_bytes(b"\xff" * 4 + damaged.read_bytes()[4:])
+        with pytest.raises(InputError, match=f"^{damaged}: .*build it again"):
+            RayShards(tmp_path / "shards", machines).nearest(queries, 30)
     assert not ray.is_initialized()
     assert capfd.readouterr() == ("", "")

@@ -1,5 +1,6 @@
 """Codes in shards on disk: the same nearest rows as a comparison with all of them, whatever the shards."""
 
+import json
 import re
 import resource
 import subprocess
@@ -15,7 +16,7 @@ from stage_runner import ROOT, StageRunner
 
 from stages.artifacts import Provenance
 from stages.errors import InputError
-from stages.index import sharded
+from stages.index import sharded, sharded_command
 from stages.index.sharded import MANIFEST, ShardedIndex, build, code_blocks, merged
 from stages.tables import fixed_size_lists
 
@@ -84,7 +85,8 @@ def test_codes_come_from_files_of_both_kinds(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(("name", "content", "words"), [
     ("none.npy", None, "not found"), ("none.parquet", None, "not found"),
     ("text.npy", b"text", "no array of codes"), ("text.parquet", b"text", "no table of codes"),
-    ("empty.npy", b"", "no array of codes"),
+    ("empty.npy", b"", "no array of codes"), ("zip.npy", b"PK\x03\x04 and so on", "no array of codes"),
+    ("header.npy", b"\x93NUMPY\x01\x00\x04\x00((((", "no array of codes"),
 ])  # fmt: skip
 def test_files_without_codes_are_named(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
     if content is not None:
@@ -92,6 +94,18 @@ def test_files_without_codes_are_named(tmp_path: Path, name: str, content: bytes
     with pytest.raises(InputError, match=f"{tmp_path / name}: {words}") as error:
         list(code_blocks([tmp_path / name]))
     assert "\n" not in str(error.value)
+
+
+def test_several_arrays_and_nulls_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "codes", random_codes(3))
+    (tmp_path / "codes.npz").rename(tmp_path / "codes.npy")
+    with pytest.raises(InputError, match="no array of codes"):
+        list(code_blocks([tmp_path / "codes.npy"]))
+    kind = pa.list_(pa.uint8(), 2)
+    for rows in ([[1, 2], None], [[1, None]]):
+        pq.write_table(pa.table({"code": pa.array(rows, kind)}), tmp_path / "codes.parquet")
+        with pytest.raises(InputError, match=r"no table of codes .*nulls"):
+            list(code_blocks([tmp_path / "codes.parquet"]))
 
 
 def test_pickles_and_other_arrays_are_refused(tmp_path: Path) -> None:
@@ -114,6 +128,50 @@ def test_codes_of_two_lengths_or_none_are_refused_and_nothing_is_left(tmp_path: 
         with pytest.raises(InputError, match=words):
             build(tmp_path / "shards", blocks, 10, MADE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_shards_are_replaced(tmp_path: Path) -> None:
+    """A directory that was forgotten in the command must not cost what the next argument names."""
+    codes, photos, link = tmp_path / "codes.npy", tmp_path / "photos", tmp_path / "link"
+    np.save(codes, random_codes(30))
+    photos.mkdir()
+    (photos / "1.png").touch()
+    (tmp_path / "own").mkdir()
+    link.symlink_to(tmp_path / "own")
+    content = codes.read_bytes()
+    for taken in (codes, photos, link):
+        with pytest.raises(InputError, match=f"{taken}: is there, and no directory of shards"):
+            sharded_command.build(taken, [codes] if taken != codes else [tmp_path / "other.npy"], 10)
+    assert codes.read_bytes() == content and (photos / "1.png").exists()
+    sharded_command.build(tmp_path / "own", [codes], 10)
+    with pytest.raises(InputError, match=r"own/codes-00000.faiss: lies in .*own, which is replaced"):
+        sharded_command.build(tmp_path / "own", [tmp_path / "own/codes-00000.faiss"], 10)
+    sharded_command.build(tmp_path / "own", [codes], 30)
+    assert len(ShardedIndex(tmp_path / "own").manifest.codes) == 1
+
+
+def test_a_changed_byte_is_found_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(tmp_path / "shards", [random_codes(300)], 100, MADE)
+    sharded_command.verify(tmp_path / "shards")
+    assert capsys.readouterr().out == f"3 shards as noted in {tmp_path / 'shards/shards.json'}\n"
+    file = tmp_path / "shards/codes-00001.faiss"
+    content = file.read_bytes()
+    file.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    with pytest.raises(InputError, match=r"codes-00001.faiss: its content is not what shards.json notes; build it"):
+        sharded_command.verify(tmp_path / "shards")
+
+
+@pytest.mark.parametrize("changes", [
+    {"codes": [100, None, 100]}, {"codes": []}, {"codes": [], "sizes": [], "sha256": []}, {"bits": "x"}, {"bits": 0},
+    {"bits": 12}, {"codes": [300]}, {"codes": [100, 200, 0]}, {"sizes": [1, 2, -3]}, {"provenance": {"stage": []}},
+    {"provenance": None}, {"more": 1},
+])  # fmt: skip
+def test_a_manifest_of_other_fields_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    build(tmp_path, [random_codes(300)], 100, MADE)
+    path = tmp_path / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputError, match=r"shards.json: has other fields than those of shards; build it again"):
+        ShardedIndex(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "flipped", "other", "manifest", "fields"])

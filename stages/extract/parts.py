@@ -65,6 +65,11 @@ class Parts:
         shutil.rmtree(self.directory)
 
 
+def stored_precision(clip: ClipModel) -> str:
+    """What ``data/features.h5`` says of its precision."""
+    return f"{clip.precision}, stored as float16"
+
+
 def join(parts: Sequence[Path], shards: ImageShards, clip: ClipModel, n_views: int, provenance: Provenance) -> None:
     """Join parts, in order, into ``data/features.h5``.
 
@@ -75,7 +80,7 @@ def join(parts: Sequence[Path], shards: ImageShards, clip: ClipModel, n_views: i
         "model": clip.name, "pretrained": clip.pretrained or "",
         "preprocessing": f"{clip.image_size} pixels ({clip.resize_mode}, {clip.interpolation}), "
                          f"mean {clip.mean}, std {clip.std}",
-        "precision": f"{clip.precision}, stored as float16",
+        "precision": stored_precision(clip),
     }  # fmt: skip
     ids, train_ids = shards.columns(["id"])["id"].to_numpy(), shards.ids("train")
     with writing(FEATURES) as target, h5py.File(target, "w") as file:

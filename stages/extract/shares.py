@@ -7,12 +7,12 @@ machines share. Nothing passes between them. docs/distributed.md has examples fo
 import re
 from contextlib import suppress
 
-from stages.artifacts import FEATURES, IMAGES
+from stages.artifacts import IMAGES
 from stages.clip import MIXED, load_clip
 from stages.device import resolve_device
 from stages.errors import InputError
 from stages.extract.config import Params
-from stages.extract.parts import Parts
+from stages.extract.parts import Parts, stored_precision
 from stages.extract.pixels import encode_row_groups
 from stages.features import Features
 from stages.images import ImageShards
@@ -54,13 +54,14 @@ def merge(params: Params) -> None:
     Raises:
         InputError: parts are missing or damaged; or as of :func:`stages.extract.pixels.extract`.
     """
-    shards = _shards_of_images()
-    parts, missing = _nearest_to_done(shards, params)
-    if missing and _is_made(parts):
+    candidates = _candidates(_shards_of_images(), params)
+    missing = [len(parts.missing()) for parts in candidates]
+    parts, least = min(zip(candidates, missing, strict=True), key=lambda entry: entry[1])
+    if least == len(parts.groups) and _is_made(candidates):
         return
-    if missing:
+    if least:
         raise InputError(
-            f"--merge: {missing:,} of {len(parts.groups):,} row groups of {IMAGES} are not encoded with these "
+            f"--merge: {least:,} of {len(parts.groups):,} row groups of {IMAGES} are not encoded with these "
             f"parameters; run `python -m stages extract --shard I/N` for every I (again: done ones are left out)"
         )
     parts.join()
@@ -76,24 +77,21 @@ def _shards_of_images() -> ImageShards:
     return shards
 
 
-def _nearest_to_done(shards: ImageShards, params: Params) -> tuple[Parts, int]:
-    """The parts of the precision that most are there of, and how many are not.
-
-    ``auto`` is another precision on a GPU, and the machine that joins them need not have one.
-    """
+def _candidates(shards: ImageShards, params: Params) -> list[Parts]:
+    """The parts that may be there: ``auto`` is another precision on a GPU, which is not wherever they are joined."""
     clip = load_clip(precision=params.extract.precision)
     found = [Parts.of(shards, clip, params.extract, alone=False)]
     if params.extract.precision == "auto" and params.device in ("auto", "cuda"):
         found.append(found[0].in_precision(MIXED))
-    counted = [(parts, len(parts.missing())) for parts in found]
-    best = min(counted, key=lambda entry: entry[1])
-    for parts, _ in counted:
+    for parts in found:
         with suppress(OSError):
             parts.directory.rmdir()  # only where there is none of them
-    return best
+    return found
 
 
-def _is_made(parts: Parts) -> bool:
+def _is_made(candidates: list[Parts]) -> bool:
+    """Whether ``data/features.h5`` is what one of these would be joined to."""
     with suppress(InputError), Features() as features:
-        return FEATURES.exists() and features.provenance == parts.provenance
+        return any((features.provenance, features.precision) == (parts.provenance, stored_precision(parts.clip))
+                   for parts in candidates)  # fmt: skip
     return False

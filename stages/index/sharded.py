@@ -5,17 +5,20 @@ place among all codes, in the order in which they were given. No more than one s
 or to search it.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated, Self
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from stages.artifacts import Provenance, library_versions, read_json, replacing_directory, write_json
+from stages.artifacts import Provenance, damaged, library_versions, read_json, replacing_directory, sha256, write_json
 from stages.errors import InputError
 from stages.index import binary
 from stages.progress import track
@@ -35,14 +38,22 @@ COUNTERS = 2**25
 Found = tuple[np.ndarray, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """``shards.json``: code length, number of codes and bytes of each shard, in the order of the rows."""
+class Manifest(BaseModel):
+    """``shards.json``: code length; number of codes, bytes and digest of each shard, in the order of the rows."""
 
-    bits: int
-    codes: list[int]
-    sizes: list[int]
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: Annotated[int, Field(gt=0, multiple_of=8)]
+    codes: list[PositiveInt] = Field(min_length=1)
+    sizes: list[PositiveInt]
+    sha256: list[str]
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if not len(self.codes) == len(self.sizes) == len(self.sha256):
+            raise ValueError("lists of different lengths")
+        return self
 
     @property
     def total(self) -> int:
@@ -58,10 +69,13 @@ def build(directory: Path, blocks: Iterable[np.ndarray], per_shard: int, provena
     """Write packed codes, which come in blocks uint8 (n, bits / 8), as shards of `per_shard`; all of them or none.
 
     Raises:
-        InputError: there is no code, or a block has codes of another length.
+        InputError: there is no code, a block has codes of another length, or something else than shards lies there.
     """
+    if directory.is_symlink() or (directory.exists() and not _holds_shards(directory)):
+        raise InputError(f"{directory}: is there, and no directory of shards; name one that is, or a new one")
     counts: list[int] = []
     sizes: list[int] = []
+    sums: list[str] = []
     index: faiss.IndexBinaryFlat | None = None
 
     with replacing_directory(directory) as temporary:
@@ -71,6 +85,7 @@ def build(directory: Path, blocks: Iterable[np.ndarray], per_shard: int, provena
             faiss.write_index_binary(index, str(file))
             counts.append(index.ntotal)
             sizes.append(file.stat().st_size)
+            sums.append(sha256(file))
             index.reset()
 
         for block in blocks:
@@ -87,9 +102,16 @@ def build(directory: Path, blocks: Iterable[np.ndarray], per_shard: int, provena
             finish()
         if index is None or not counts:
             raise InputError(f"{directory}: there are no codes to index")
-        manifest = Manifest(index.d, counts, sizes, provenance)
-        write_json(temporary / MANIFEST, asdict(manifest))
+        manifest = Manifest(bits=index.d, codes=counts, sizes=sizes, sha256=sums, provenance=provenance)
+        write_json(temporary / MANIFEST, manifest.model_dump())
     return manifest
+
+
+def _holds_shards(directory: Path) -> bool:
+    """Whether it may be replaced: shards lie there and nothing else, or nothing at all."""
+    return directory.is_dir() and all(
+        file.name == MANIFEST or re.fullmatch(r"codes-\d{5,}\.faiss", file.name) for file in directory.iterdir()
+    )
 
 
 def code_blocks(files: Sequence[Path]) -> Iterator[np.ndarray]:
@@ -103,31 +125,40 @@ def code_blocks(files: Sequence[Path]) -> Iterator[np.ndarray]:
 
 
 def _npy_blocks(file: Path) -> Iterator[np.ndarray]:
-    try:
-        codes = np.load(file, mmap_mode="r")
-    except FileNotFoundError:
-        raise InputError(f"{file}: not found; name files of codes, .npy or .parquet") from None
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{file}: no array of codes ({' '.join(str(error).split())})") from None
+    with _naming(file, "array"):
+        codes = np.lib.format.open_memmap(file, mode="r")  # np.load would open archives and pickles, too
     _require_codes(file, codes)
     for start in range(0, len(codes), BLOCK):
         yield np.asarray(codes[start : start + BLOCK])
 
 
 def _parquet_blocks(file: Path) -> Iterator[np.ndarray]:
+    with _naming(file, "table"), pq.ParquetFile(file) as source:
+        kind = source.schema_arrow.field("code").type
+        if not (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.uint8()):
+            raise ValueError(f"its column 'code' is {kind}, not a fixed-size list of uint8")
+        for batch in source.iter_batches(BLOCK, columns=["code"]):
+            values = batch["code"].flatten()
+            if batch["code"].null_count or values.null_count:
+                raise ValueError("its column 'code' has nulls")
+            codes = values.to_numpy().reshape(len(batch), kind.list_size)
+            _require_codes(file, codes)
+            yield codes
+
+
+@contextmanager
+def _naming(file: Path, what: str) -> Iterator[None]:
+    """Turn whatever a damaged file leads to into one line about it."""
     try:
-        with pq.ParquetFile(file) as source:
-            kind = source.schema_arrow.field("code").type
-            if not (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.uint8()):
-                raise KeyError(f"its column 'code' is {kind}, not a fixed-size list of uint8")
-            for batch in source.iter_batches(BLOCK, columns=["code"]):
-                codes = batch["code"].flatten().to_numpy().reshape(len(batch), kind.list_size)
-                _require_codes(file, codes)
-                yield codes
+        yield
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{file}: not found; name files of codes, .npy or .parquet") from None
-    except (pa.ArrowException, KeyError) as error:
-        raise InputError(f"{file}: no table of codes ({' '.join(str(error).split())})") from None
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, pa.ArrowException):
+            raise damaged(file, error) from None
+        raise InputError(f"{file}: no {what} of codes ({' '.join(str(error).split())[:200]})") from None
 
 
 def _require_codes(file: Path, codes: np.ndarray) -> None:
@@ -155,12 +186,10 @@ class ShardedIndex:
         self.directory, path = directory, directory / MANIFEST
         content = read_json(path)
         try:
-            provenance = Provenance(**content.pop("provenance"))
-            self.manifest = Manifest(**content, provenance=provenance)
-            sizes = list(zip(self.manifest.codes, self.manifest.sizes, strict=True))
-        except (TypeError, KeyError, ValueError):
+            self.manifest = Manifest.model_validate(content)
+        except ValidationError:
             raise InputError(f"{path}: has other fields than those of shards; {_again(directory)}") from None
-        for number, (_, size) in enumerate(sizes):
+        for number, size in enumerate(self.manifest.sizes):
             file = directory / shard_name(number)
             found = file.stat().st_size if file.is_file() else None
             if found != size:
@@ -179,10 +208,7 @@ class ShardedIndex:
         Raises:
             InputError: the queries are codes of another length, or a shard is damaged.
         """
-        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] * 8 != self.manifest.bits:
-            raise InputError(
-                f"{self.directory}: has codes of {self.manifest.bits} bits, the queries are {codes.dtype} {codes.shape}"
-            )
+        self.require_queries(codes)
         codes, found = np.ascontiguousarray(codes), none(len(codes))
         if not len(codes):
             return found
@@ -190,6 +216,29 @@ class ShardedIndex:
         for number in numbers:
             found = merged([found, self._search(number, codes, count)], count)
         return found
+
+    def require_queries(self, codes: np.ndarray) -> None:
+        """Refuse queries that are no packed codes of this length.
+
+        Raises:
+            InputError: says what there is.
+        """
+        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] * 8 != self.manifest.bits:
+            raise InputError(
+                f"{self.directory}: has codes of {self.manifest.bits} bits, the queries are {codes.dtype} {codes.shape}"
+            )
+
+    def verify(self) -> None:
+        """Compare the content of every shard with its digest.
+
+        Raises:
+            InputError: one has other content.
+        """
+        digests = self.manifest.sha256
+        for number, digest in enumerate(track(digests, "verifying", len(digests))):
+            file = self.directory / shard_name(number)
+            if sha256(file) != digest:
+                raise InputError(f"{file}: its content is not what {MANIFEST} notes; {_again(self.directory)}")
 
     def _search(self, number: int, codes: np.ndarray, count: int) -> Found:
         """One shard, which is mapped while it is searched, and then given back."""

@@ -16,10 +16,23 @@ def build(directory: Path, files: list[Path], per_shard: int) -> None:
     """Write the codes of files as shards.
 
     Raises:
-        InputError: a file is missing or damaged, or has no codes.
+        InputError: a file is missing or damaged, or has no codes, or the directory is something else.
     """
+    if inside := [file for file in files if file.resolve().is_relative_to(directory.resolve())]:
+        raise InputError(f"{inside[0]}: lies in {directory}, which is replaced; name another directory for the shards")
     manifest = sharded.build(directory, code_blocks(files), per_shard, sharded.built_from(files))
     print(f"{manifest.total:,} codes of {manifest.bits} bits in {len(manifest.codes):,} shards in {directory}")
+
+
+def verify(directory: Path) -> None:
+    """Compare the content of all shards with their digests.
+
+    Raises:
+        InputError: one has other content, or is missing.
+    """
+    index = ShardedIndex(directory)
+    index.verify()
+    print(f"{len(index.manifest.codes):,} shards as noted in {directory / sharded.MANIFEST}")
 
 
 def search(directory: Path, queries: Path, top: int, output: Path, on_ray: bool) -> None:
