@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: install repro test nightly lint lock bench clean
+.PHONY: install repro test nightly lint audit lock bench clean
 
 install: $(VENV)/installed
 
@@ -12,7 +12,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet -r requirements.lock
-	$(VENV)/bin/pip install --quiet --no-deps -e .
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
 repro: install
@@ -30,6 +30,10 @@ nightly: install lint
 
 lint: install
 	ruff check .
+
+# Asks whether vulnerabilities of the packages are known.
+audit: install
+	python .ci/audit.py
 
 # Each is a command of its own, too: python benchmarks/NAME.py.
 bench: install

@@ -72,7 +72,7 @@ def worker(place: Path, index: int, ready: Barrier, told: Queue) -> None:
     torch.set_num_threads(1)
     with chdir(place):
         params, clip = options(), load_clip(precision="float32")
-        pictures = torch.zeros((32, *clip.image_size, 3), dtype=torch.uint8)
+        pictures = torch.zeros((STRONG_GROUP, *clip.image_size, 3), dtype=torch.uint8)
         for repeat in range(REPEATS + 1):
             for count in (1, 2):
                 for kind in ("extraction", "encoder"):
@@ -82,7 +82,7 @@ def worker(place: Path, index: int, ready: Barrier, told: Queue) -> None:
                     if index < count and kind == "extraction":
                         encode_row_groups(clip, parts.missing(index, count), params)
                     elif index < count:
-                        for _ in range(STRONG // 32 // count):
+                        for _ in range(STRONG // len(pictures) // count):
                             clip.encode_images(pictures)
                     told.put((repeat, kind, count, time.perf_counter() - start))
                     ready.wait()

@@ -69,6 +69,12 @@ def leftovers(directory: Path) -> list[str]:
     return sorted(file.relative_to(directory).as_posix() for file in found)
 
 
+def nothing_made(directory: Path, stage: str) -> bool:
+    """No output is there, and no temporary; only unfinished work that may be resumed."""
+    present = [path for path in outputs(stage) if (directory / path).exists()]
+    return not present and not [name for name in leftovers(directory) if not name.startswith(".resume/")]
+
+
 @dataclass(frozen=True)
 class Trial:
     """One run of the command line.

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from faults import faults
 from picture import picture
-from stage_runner import READ_WITH, copy, inputs, leftovers, link, outputs, prepare
+from stage_runner import READ_WITH, copy, inputs, leftovers, link, nothing_made, prepare
 
 from stages.__main__ import STAGES
 
@@ -21,12 +21,6 @@ from stages.__main__ import STAGES
 @pytest.fixture
 def directory(tmp_path):
     return prepare(tmp_path / "run")
-
-
-def nothing_made(directory, stage):
-    """No output is there, and no temporary; only unfinished work that may be resumed."""
-    present = [path for path in outputs(stage) if (directory / path).exists()]
-    return not present and not [name for name in leftovers(directory) if not name.startswith(".resume/")]
 
 
 # ---- parameters (their words: test_params.py)

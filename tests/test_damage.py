@@ -9,7 +9,7 @@ import pytest
 import yaml
 from disturbed import SMALL, STAGES, Disturbed, outcome_of
 from faults import faults
-from stage_runner import READ_WITH, content, inputs, leftovers, outputs, pipeline, prepare
+from stage_runner import READ_WITH, content, inputs, leftovers, nothing_made, outputs, pipeline, prepare
 
 from stages.verify import LOCK, digest
 
@@ -32,12 +32,6 @@ def reading(disturbed: Disturbed, path: str):
     directory = disturbed.start(copied=path)
     prepare(directory, SMALL, READ_WITH.get((disturbed.stage, path), {}))
     return directory, directory / path
-
-
-def nothing_made(directory, stage):
-    """No output is there, and no temporary; only unfinished work that may be resumed."""
-    present = [path for path in outputs(stage) if (directory / path).exists()]
-    return not present and not [name for name in leftovers(directory) if not name.startswith(".resume/")]
 
 
 def refused(disturbed: Disturbed, path: str) -> str:

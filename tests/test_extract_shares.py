@@ -4,10 +4,12 @@ import itertools
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import kubernetes_validate
 import numpy as np
 import pytest
 import yaml
@@ -223,7 +225,6 @@ def test_options_are_checked(tmp_path: Path, run_stages: StageRunner) -> None:
 
 def test_the_slurm_script_does_a_part(inputs: Path, tmp_path: Path) -> None:
     script = EXAMPLES / "slurm" / "extract.sh"
-    assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script.read_text(), re.MULTILINE))
     assert options["array"] == "0-15"  # parts are counted from 0
     assert {"cpus-per-task", "mem", "time", "output"} <= options.keys()
@@ -236,6 +237,18 @@ def test_the_slurm_script_does_a_part(inputs: Path, tmp_path: Path) -> None:
     assert done.read_text().splitlines() == [str(inputs), "-m stages extract --shard 3/16"]
     outside = subprocess.run([script], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert outside.returncode and "SLURM_SUBMIT_DIR" in outside.stderr
+
+
+@pytest.mark.parametrize("command", [
+    ("shellcheck", "slurm/extract.sh"),
+    ("yamllint", "-s", "-d", "{extends: default, rules: {line-length: {max: 120}, document-start: disable}}", "."),
+    ("kubernetes-validate", "--strict", "kubernetes/extract.yaml", "kubernetes/merge.yaml"),
+])  # fmt: skip
+def test_linters_find_nothing(command: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name(command[0]), *command[1:]], cwd=EXAMPLES, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def pods(description: dict) -> list[dict]:
@@ -253,6 +266,8 @@ def test_pods_are_complete(file: str) -> None:
     found = pods(description["spec"])
     assert found
     for pod in found:
+        whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": pod}
+        kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
             assert container["name"] and re.fullmatch(r"[\w.:-]+", container["image"])
