@@ -28,6 +28,7 @@ from torch import Tensor
 
 from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, PROVENANCE_KEY, SIMILARITY, Provenance
 from stages.hashnet import HashNet, HashNetConfig
+from stages.hdf5 import write_text
 from stages.params import parse
 from stages.similarity.matrix import SimilarityMatrix, similarity_matrix
 from stages.similarity.neighbours import TIE
@@ -96,7 +97,7 @@ def write_inputs(place: Path, rows: np.ndarray) -> None:
     table = pa.table({"id": ids, "distribution": fixed_size_lists(rows)})
     write_table(table, place / CONCEPT_DISTRIBUTION, made, {"concepts": [f"concept {c}" for c in range(CONCEPTS)]})
     with h5py.File(place / FEATURES, "w") as file:
-        file.attrs[PROVENANCE_KEY] = made.to_json()
+        write_text(file, PROVENANCE_KEY, made.to_json())
         file.create_dataset("image/features", (n, 1), "f2")
         file.create_dataset("train/views", (1, n, 1), "f2")
         file["image/id"] = file["train/id"] = ids

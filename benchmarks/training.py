@@ -32,6 +32,7 @@ from stages.extract.embeddings import unit_rows
 from stages.extract.features_file import lay_out
 from stages.features import Features
 from stages.hashnet import HashNet, HashNetConfig
+from stages.hdf5 import write_text
 from stages.images import SCHEMA
 from stages.params import parse
 from stages.similarity.matrix import read_similarity, similarity_matrix
@@ -101,7 +102,7 @@ def write_inputs(n: int) -> None:
     first = rng.integers(0, options["fine"], (n, 1), np.int32)
     with h5py.File(COMPONENTS, "w") as file:
         made = Provenance("components", origin.dataset, origin.model, params=options)
-        file.attrs[PROVENANCE_KEY] = made.to_json()
+        write_text(file, PROVENANCE_KEY, made.to_json())
         file["weights"] = np.full(options["fine"], 1 / options["fine"], np.float32)
         file["coarse_labels"] = (np.arange(options["fine"]) % options["coarse"]).astype(np.int32)
         file["responsibilities/index"] = (first + np.arange(options["top"], dtype=np.int32)) % options["fine"]

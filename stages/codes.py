@@ -8,6 +8,7 @@ import numpy as np
 
 from stages.artifacts import CODES, PROVENANCE_KEY, Provenance, damaged, writing
 from stages.errors import InputError
+from stages.hdf5 import read_text, write_text
 
 
 def pack(values: np.ndarray) -> np.ndarray:
@@ -53,12 +54,18 @@ class Codes:
 def write_codes(codes: Codes, path: Path = CODES) -> None:
     """Write ``codes.h5`` atomically."""
     with writing(path) as target, h5py.File(target, "w") as file:
-        file.attrs[PROVENANCE_KEY] = codes.provenance.to_json()
+        write_text(file, PROVENANCE_KEY, codes.provenance.to_json())
         file.attrs["bits"] = codes.bits
-        file.attrs["method"] = codes.method
+        write_text(file, "method", codes.method)
         for split in ("query", "database"):
             file[f"{split}/codes"] = getattr(codes, split)
             file[f"{split}/id"] = getattr(codes, f"{split}_id")
+
+
+def _required(text: str | None) -> str:
+    if text is None:
+        raise ValueError("carries no method")
+    return text
 
 
 def read_codes(path: Path = CODES) -> Codes:
@@ -76,11 +83,11 @@ def read_codes(path: Path = CODES) -> Codes:
                 ("database", "database/codes"), ("database_id", "database/id"),
             )}  # fmt: skip
             codes = Codes(
-                **arrays, method=str(file.attrs["method"]),
-                provenance=Provenance.from_json(file.attrs.get(PROVENANCE_KEY), path),
+                **arrays, method=_required(read_text(file, "method")),
+                provenance=Provenance.from_json(read_text(file, PROVENANCE_KEY), path),
             )  # fmt: skip
             bits = int(file.attrs["bits"])
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from None
     for split, ids in (("query", codes.query_id), ("database", codes.database_id)):
         packed = arrays[split]

@@ -14,6 +14,7 @@ import numpy as np
 
 from stages.artifacts import FEATURES, PROVENANCE_KEY, Provenance, damaged
 from stages.errors import InputError
+from stages.hdf5 import read_text
 
 #: Rows that are read and converted at a time: what comes between the file and the result stays in the core's cache.
 PIECE = 1024
@@ -53,8 +54,8 @@ class Features:
             self._features = self._file["image/features"]
             self._views = self._file["train/views"]
             self.train_id: np.ndarray = self._file["train/id"][:]
-            self.provenance = Provenance.from_json(self._file.attrs.get(PROVENANCE_KEY), path)
-            self.precision = str(self._file.attrs.get("precision", ""))
+            self.provenance = Provenance.from_json(read_text(self._file, PROVENANCE_KEY), path)
+            self.precision = read_text(self._file, "precision") or ""
             self.n_images, self.dim = self._features.shape
             self.n_views, *rest = self._views.shape
         except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:

@@ -21,6 +21,7 @@ from stages.artifacts import (
     write_json,
 )
 from stages.codes import Codes, pack, write_codes
+from stages.hdf5 import write_text
 from stages.images import SCHEMA, Dataset
 from stages.tables import fixed_size_lists, write_table
 
@@ -51,7 +52,7 @@ def write_small_run(
     _write_images(labels, labelled, pixels, is_query, np.isin(np.arange(n), train_id))
     made = Provenance("test", DIGEST, MODEL)
     with h5py.File(FEATURES, "w") as file:
-        file.attrs[PROVENANCE_KEY] = made.to_json()
+        write_text(file, PROVENANCE_KEY, made.to_json())
         file["image/features"], file["image/id"] = features.astype(np.float16), np.arange(n)
         file["train/views"], file["train/id"] = features[train_id][None].astype(np.float16), train_id
 
@@ -71,7 +72,7 @@ def write_small_run(
     responsibilities = rng.dirichlet(np.full(6, 0.3), len(train_id))
     top = np.argsort(-responsibilities, axis=1)[:, :3]
     with h5py.File(COMPONENTS, "w") as file:
-        file.attrs[PROVENANCE_KEY] = made.to_json()
+        write_text(file, PROVENANCE_KEY, made.to_json())
         file["weights"] = responsibilities.mean(axis=0)
         file["coarse_labels"] = np.array([0, 1, 2, 0, 1, 1], dtype=np.int32)
         file["responsibilities/index"] = top.astype(np.int32)

@@ -16,6 +16,7 @@ from picture import picture
 from stage_runner import READ_WITH, copy, inputs, leftovers, link, nothing_made, prepare
 
 from stages.__main__ import STAGES
+from stages.hdf5 import write_text
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def claim(path, **changes):
         claim(file, **changes)
     elif path.suffix == ".h5":
         with h5py.File(path, "r+") as file:
-            file.attrs["conceptbits"] = json.dumps(json.loads(file.attrs["conceptbits"]) | changes)
+            write_text(file, "conceptbits", json.dumps(json.loads(file.attrs["conceptbits"]) | changes))
     elif path.suffix == ".parquet":
         table = pq.read_table(path)
         metadata = dict(table.schema.metadata)

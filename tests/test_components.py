@@ -30,6 +30,7 @@ from stages.components.reduction import regularisation
 from stages.components.stage import reduce, run, where
 from stages.errors import InputError
 from stages.features import Features
+from stages.hdf5 import write_text
 from stages.params import parse
 
 
@@ -294,7 +295,7 @@ def write_features(images: np.ndarray, train_id: np.ndarray) -> None:
     FEATURES.parent.mkdir(exist_ok=True)
     rows = images / np.linalg.norm(images, axis=1, keepdims=True)
     with h5py.File(FEATURES, "w") as file:
-        file.attrs[PROVENANCE_KEY] = ORIGIN.to_json()
+        write_text(file, PROVENANCE_KEY, ORIGIN.to_json())
         file["image/features"], file["image/id"] = rows.astype(np.float16), np.arange(len(rows))
         file["train/views"], file["train/id"] = rows[train_id][None].astype(np.float16), train_id
 
@@ -392,7 +393,7 @@ def test_kmeans_is_stored_as_its_mixture(here: Path) -> None:
 def test_components_that_do_not_say_how_they_were_made_are_refused(here: Path) -> None:
     run(params())
     with h5py.File(COMPONENTS, "a") as file:
-        file.attrs[PROVENANCE_KEY] = Provenance("components", ORIGIN.dataset, ORIGIN.model).to_json()
+        write_text(file, PROVENANCE_KEY, Provenance("components", ORIGIN.dataset, ORIGIN.model).to_json())
     with pytest.raises(InputError, match=r"data/components\.h5: does not say how .*`dvc repro components`"):
         _ = read_components().options
 

@@ -24,6 +24,7 @@ from stages.codes import read_codes
 from stages.errors import InputError
 from stages.extract import embeddings as conversion
 from stages.features import Features
+from stages.hdf5 import read_text
 from stages.images import ImageShards, read_dataset
 from stages.params import parse
 from stages.weights.config import Backbone
@@ -151,7 +152,7 @@ def test_the_model_that_made_them_is_a_text_side(here: Path) -> None:
     with Features() as features:
         assert features.provenance.model == read_clip_config().sha256 != ""
     with h5py.File(FEATURES) as file:
-        assert (file.attrs["model"], file.attrs["pretrained"]) == ("scenes-clip", "embedded")
+        assert (read_text(file, "model"), read_text(file, "pretrained")) == ("scenes-clip", "embedded")
 
 
 def test_the_features_are_those_given_at_unit_length(here: Path) -> None:
@@ -161,7 +162,7 @@ def test_the_features_are_those_given_at_unit_length(here: Path) -> None:
         assert file["image/features"].dtype == file["train/views"].dtype == np.float16
         assert file["image/features"].chunks == (598, DIM) and file["train/views"].chunks == (1, 539, DIM)
         np.testing.assert_array_equal(file["image/id"][:], np.arange(598))
-        assert (file.attrs["model"], file.attrs["precision"]) == ("", "float32, stored as float16")
+        assert (read_text(file, "model"), read_text(file, "precision")) == ("", "float32, stored as float16")
         expected = given / np.linalg.norm(given, axis=1, keepdims=True)
         np.testing.assert_allclose(file["image/features"][:], expected, atol=1e-3)
     shards = ImageShards()

@@ -19,6 +19,7 @@ from stages.encode.stage import run
 from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import HashNet, HashNetConfig, relaxed_codes, save_hashnet
+from stages.hdf5 import write_text
 from stages.images import ImageShards
 
 ORIGIN = Provenance("train", DIGEST, MODEL, {"bits": 24, "method": "dsch"})
@@ -92,7 +93,7 @@ def test_the_stage_reproduces_itself_byte_by_byte(net: HashNet) -> None:
 def _features_of(**changes: str) -> None:
     with h5py.File(FEATURES, "a") as file:
         content = Provenance(**{"stage": "extract", "dataset": DIGEST, "model": MODEL, **changes})
-        file.attrs[PROVENANCE_KEY] = content.to_json()
+        write_text(file, PROVENANCE_KEY, content.to_json())
 
 
 def _network_of(**changes: str) -> Callable[[], None]:

@@ -27,6 +27,7 @@ from stages.extract.config import Params
 from stages.extract.decoding import DecodedSlices, slices_of_pictures
 from stages.extract.stage import run
 from stages.features import Features
+from stages.hdf5 import read_text
 from stages.images import ImageShards, decode
 from stages.params import parse
 from stages.scenes.model import load_clip as load_original
@@ -90,7 +91,7 @@ def test_the_file_has_the_promised_layout(here: Path, clip: ClipModel) -> None:
     run(params(views=3))
     with h5py.File(FEATURES) as file:
         shapes = {name: (file[name].shape, file[name].dtype, file[name].chunks is not None) for name in DATASETS}
-        attributes = dict(file.attrs)
+        attributes = {name: read_text(file, name) for name in file.attrs}
     train = int(IS_TRAIN.sum())
     assert shapes == {
         "image/features": ((COUNT, 64), np.float16, True), "image/id": ((COUNT,), np.int64, False),
@@ -357,7 +358,7 @@ def test_bfloat16_is_near(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0.995 < cosine.min() < cosine.max() < 1.003
         assert np.abs(found[name] - expected[name]).max() > 1e-3
     with h5py.File(FEATURES) as file:
-        assert file.attrs["precision"] == "bfloat16, stored as float16"
+        assert read_text(file, "precision") == "bfloat16, stored as float16"
 
 
 def damage_image(index: int) -> None:

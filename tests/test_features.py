@@ -12,6 +12,7 @@ from hdf5_files import is_open
 from stages.artifacts import PROVENANCE_KEY, Provenance
 from stages.errors import InputError
 from stages.features import Features
+from stages.hdf5 import write_text
 
 ORIGIN = Provenance("extract", "d" * 64, "e" * 64)
 TRAIN_ID = np.array([1, 4, 5, 17])
@@ -26,7 +27,7 @@ def unit(*shape: int) -> np.ndarray:
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "features.h5"
     with h5py.File(path, "w") as file:
-        file.attrs[PROVENANCE_KEY] = ORIGIN.to_json()
+        write_text(file, PROVENANCE_KEY, ORIGIN.to_json())
         file["image/features"], file["image/id"] = unit(20, 6).astype(np.float16), np.arange(20)
         file["train/views"], file["train/id"] = unit(3, 4, 6).astype(np.float16), TRAIN_ID
     return path
@@ -144,7 +145,7 @@ def _without_provenance(path: Path) -> None:
 
 def _other_provenance(path: Path) -> None:
     with h5py.File(path, "a") as file:
-        file.attrs[PROVENANCE_KEY] = '{"who": "somebody"}'
+        write_text(file, PROVENANCE_KEY, '{"who": "somebody"}')
 
 
 def _group(path: Path) -> None:

@@ -27,6 +27,7 @@ from stages.artifacts import (
 )
 from stages.clip import load_clip
 from stages.errors import InputError
+from stages.hdf5 import write_text
 from stages.images import Dataset
 from stages.mine import concepts
 from stages.mine.concepts import (
@@ -215,7 +216,7 @@ def write_features(images: np.ndarray, train_id: np.ndarray, model: str) -> None
     FEATURES.parent.mkdir(exist_ok=True)
     rows = images / np.linalg.norm(images, axis=1, keepdims=True)
     with h5py.File(FEATURES, "w") as file:
-        file.attrs[PROVENANCE_KEY] = Provenance("extract", DIGEST, model).to_json()
+        write_text(file, PROVENANCE_KEY, Provenance("extract", DIGEST, model).to_json())
         file["image/features"], file["image/id"] = rows.astype(np.float16), np.arange(len(rows))
         file["train/views"], file["train/id"] = rows[train_id][None].astype(np.float16), train_id
 

@@ -43,6 +43,7 @@ from stages.encoder import Encoder
 from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import load_hashnet, relaxed_codes
+from stages.hdf5 import write_text
 from stages.images import ImageShards, read_dataset, thumbnail
 from stages.publish import publish
 from stages.search import Searcher
@@ -310,7 +311,7 @@ def test_arguments_that_make_no_sense(project, searcher):
 def of_another(path: Path, key: str) -> Callable[[], None]:
     def change() -> None:
         with h5py.File(path, "a") as file:
-            file.attrs[PROVENANCE_KEY] = json.dumps(json.loads(file.attrs[PROVENANCE_KEY]) | {key: "c" * 64})
+            write_text(file, PROVENANCE_KEY, json.dumps(json.loads(file.attrs[PROVENANCE_KEY]) | {key: "c" * 64}))
 
     return change
 

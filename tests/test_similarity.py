@@ -13,6 +13,7 @@ import torch
 
 from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, PROVENANCE_KEY, SIMILARITY, Provenance
 from stages.errors import InputError
+from stages.hdf5 import write_text
 from stages.params import parse
 from stages.similarity import neighbours
 from stages.similarity import stage as similarity_stage
@@ -270,7 +271,7 @@ def write_features(train_id: np.ndarray, origin: Provenance = FEATURES_ORIGIN) -
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     FEATURES.parent.mkdir(exist_ok=True)
     with h5py.File(FEATURES, "w") as file:
-        file.attrs[PROVENANCE_KEY] = origin.to_json()
+        write_text(file, PROVENANCE_KEY, origin.to_json())
         file["image/features"], file["image/id"] = images.astype(np.float16), np.arange(len(images))
         file["train/views"], file["train/id"] = images[train_id][None].astype(np.float16), train_id
 

@@ -15,6 +15,7 @@ from stages.components.artifact import read_components
 from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import HashNet, HashNetConfig, load_hashnet, relaxed_codes
+from stages.hdf5 import write_text
 from stages.mine.distribution import read_distribution
 from stages.train import streamed
 from stages.train.batches import batches
@@ -229,7 +230,7 @@ def test_an_epoch_holds_no_more_than_a_window(tmp_path: Path, monkeypatch: pytes
     """5 MB of features, and four times as much of views; half of the images are for training."""
     path, n, dim = tmp_path / "features.h5", 40_000, 64
     with h5py.File(path, "w") as file:
-        file.attrs[PROVENANCE_KEY] = Provenance("extract", "d" * 64, "e" * 64).to_json()
+        write_text(file, PROVENANCE_KEY, Provenance("extract", "d" * 64, "e" * 64).to_json())
         file["image/features"], file["image/id"] = np.ones((n, dim), np.float16), np.arange(n)
         file.create_dataset("train/views", (8, n // 2, dim), np.float16, fillvalue=1, chunks=(1, 1024, dim))
         file["train/id"] = np.arange(0, n, 2)

@@ -26,6 +26,7 @@ from stages.artifacts import COMPONENTS, CONCEPT_DISTRIBUTION, FEATURES, HASHNET
 from stages.errors import InputError
 from stages.features import Features
 from stages.hashnet import HashNetConfig, load_hashnet, relaxed_codes
+from stages.hdf5 import write_text
 from stages.tables import read_table, write_table
 from stages.train import trainer
 from stages.train.checkpoint import write_checkpoint
@@ -335,7 +336,7 @@ def test_a_method_reads_no_more_of_the_concepts_than_it_learns_from(
 def _edit_provenance(path: Path, **changes: str) -> None:
     with h5py.File(path, "a") as file:
         content = {**json.loads(file.attrs[PROVENANCE_KEY]), **changes}
-        file.attrs[PROVENANCE_KEY] = json.dumps(content)
+        write_text(file, PROVENANCE_KEY, json.dumps(content))
 
 
 def _of_another_data_set(path: Path, column: str) -> None:

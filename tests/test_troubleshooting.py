@@ -17,6 +17,7 @@ from picture import picture
 from stage_runner import ROOT, copy, inputs, link, prepare
 
 from stages.artifacts import PROVENANCE_KEY
+from stages.hdf5 import read_text, write_text
 from stages.tables import fixed_size_lists
 
 pytestmark = pytest.mark.slow
@@ -49,8 +50,8 @@ def codes_of_other_data(directory: Path, tiny_run: Path) -> None:
     link([path for path in inputs("evaluate") if path != "data/codes.h5"], tiny_run, directory)
     copy(["data/codes.h5"], tiny_run, directory)
     with h5py.File(directory / "data/codes.h5", "r+") as file:
-        provenance = re.sub(r'"dataset": "\w+"', f'"dataset": "{"5" * 64}"', file.attrs[PROVENANCE_KEY])
-        file.attrs[PROVENANCE_KEY] = provenance
+        provenance = re.sub(r'"dataset": "\w+"', f'"dataset": "{"5" * 64}"', read_text(file, PROVENANCE_KEY))
+        write_text(file, PROVENANCE_KEY, provenance)
 
 
 def cut_off(stage: str, path: str) -> Callable[[Path, Path], None]:

@@ -13,6 +13,7 @@ from scene_shards import encoded, picture, write_shards
 from stages.artifacts import CONCEPT_DISTRIBUTION, FEATURES, PROVENANCE_KEY, Provenance
 from stages.components import stage as components
 from stages.components.config import Params as ComponentsParams
+from stages.hdf5 import write_text
 from stages.params import parse
 from stages.similarity import stage as similarity
 from stages.similarity.config import Params as SimilarityParams
@@ -43,7 +44,7 @@ def write_features(n: int = 64, n_train: int = 41, dim: int = 12, views: int = 3
     augmented = rows[train_id] + 0.2 * rng.standard_normal((views, n_train, dim))
     FEATURES.parent.mkdir(exist_ok=True)
     with h5py.File(FEATURES, "w") as file:
-        file.attrs[PROVENANCE_KEY] = Provenance("extract", digest, MODEL).to_json()
+        write_text(file, PROVENANCE_KEY, Provenance("extract", digest, MODEL).to_json())
         file["image/features"], file["image/id"] = _unit(rows), np.arange(n)
         file["train/views"], file["train/id"] = _unit(augmented), train_id
     write_shards(Path(), [encoded(picture(index, (20, 15))) for index in range(n)], np.isin(np.arange(n), train_id),

@@ -46,6 +46,7 @@ from stages.errors import InputError
 from stages.evaluate.retrieval import evaluate_codes
 from stages.features import Features
 from stages.hashnet import HashNet, load_hashnet
+from stages.hdf5 import read_text, write_text
 from stages.images import SCHEMA, ImageShards
 from stages.params import parse
 from stages.tables import matrix, read_table
@@ -228,7 +229,7 @@ def write_part(path: Path, target: Path) -> np.ndarray:
     with h5py.File(path) as source, writing(target) as opened, h5py.File(opened, "w") as file:
         keep = ~held_out(len(source["train/id"]))
         kept_id = source["train/id"][:][keep]
-        file.attrs[PROVENANCE_KEY] = source.attrs[PROVENANCE_KEY]
+        write_text(file, PROVENANCE_KEY, read_text(source, PROVENANCE_KEY) or "")
         source.copy("image", file)
         file["train/id"] = kept_id
         views = source["train/views"]

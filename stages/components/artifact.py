@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from stages.artifacts import COMPONENTS, PROVENANCE_KEY, Provenance, damaged, rebuild_hint
 from stages.components.config import Components as Options
 from stages.errors import InputError
+from stages.hdf5 import read_text
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_components() -> Components:
                 *(file[name][:] for name in (
                     "weights", "coarse_labels", "responsibilities/index", "responsibilities/value", "train/id",
                 )),
-                provenance=Provenance.from_json(file.attrs.get(PROVENANCE_KEY), COMPONENTS),
+                provenance=Provenance.from_json(read_text(file, PROVENANCE_KEY), COMPONENTS),
             )  # fmt: skip
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise damaged(COMPONENTS, error) from None

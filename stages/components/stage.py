@@ -11,6 +11,7 @@ from stages.components.mixture import coarse_level, fit_mixture, membership
 from stages.components.reduction import BLOCK, Axes, principal_axes
 from stages.errors import InputError
 from stages.features import Features
+from stages.hdf5 import write_text
 from stages.progress import progress_bar
 
 #: Responsibilities of all images, from which on `device: auto` looks for a GPU; for fewer, loading torch takes longer.
@@ -41,7 +42,7 @@ def run(params: Params) -> None:
         params={**options.model_dump(), "seed": params.seed}, versions=library_versions("numpy", "scikit-learn"),
     )  # fmt: skip
     with writing(COMPONENTS) as target, h5py.File(target, "w") as file:
-        file.attrs[PROVENANCE_KEY] = provenance.to_json()
+        write_text(file, PROVENANCE_KEY, provenance.to_json())
         file.attrs.update(log_likelihood=mixture.log_likelihood, converged=mixture.converged,
                           iterations=mixture.iterations, reseeded=mixture.reseeded)  # fmt: skip
         file["weights"] = mixture.weights.astype(np.float32)

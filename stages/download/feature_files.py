@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import InputError
+from stages.hdf5 import require_sound_heaps
 
 #: Rows of an array that are read at a time.
 ROWS = 4096
@@ -192,11 +193,16 @@ def _hdf5_arrays(path: Path, file: h5py.File) -> _Arrays:
     if "features" not in found:
         raise InputError(f"{path}: has no data set 'features' (n, d); it has {', '.join(file) or 'nothing'}")
     names = next((found[name] for name in NAMES if name in found), None)
-    return _Arrays(found["features"], found.get("labels"), _readable(found.get("split")), _readable(names))
+    return _Arrays(
+        found["features"], found.get("labels"), _readable(found.get("split"), path), _readable(names, path)
+    )  # fmt: skip
 
 
-def _readable(values: h5py.Dataset | None) -> Any:
-    return values.asstr(errors="replace") if values is not None and h5py.check_string_dtype(values.dtype) else values
+def _readable(values: h5py.Dataset | None, path: Path) -> Any:
+    texts = None if values is None else h5py.check_string_dtype(values.dtype)
+    if texts and texts.length is None:
+        require_sound_heaps(path)
+    return values.asstr(errors="replace") if texts else values
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 
 from stages.artifacts import PROVENANCE_KEY, Provenance
+from stages.hdf5 import write_text
 
 #: Rows of a chunk.
 CHUNK = 1024
@@ -23,7 +24,8 @@ def lay_out(
     Returns:
         ``image/features``, float16 (N, dim), and ``train/views``, float16 (n_views, n_train, dim), to be filled.
     """
-    file.attrs.update({PROVENANCE_KEY: provenance.to_json(), **attributes})
+    for name, text in {PROVENANCE_KEY: provenance.to_json(), **attributes}.items():
+        write_text(file, name, text)
     file["image/id"], file["train/id"] = ids, train_ids
     images = file.create_dataset("image/features", (len(ids), dim), "f2", chunks=(min(CHUNK, len(ids)), dim))
     chunks = (1, min(CHUNK, len(train_ids)), dim) if len(train_ids) else None  # a chunk cannot be empty
