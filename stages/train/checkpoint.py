@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from stages.artifacts import damaged, writing
+from stages.artifacts import writing
 from stages.parts import removed
 from stages.train.distributed import Ranks
 
@@ -39,7 +39,8 @@ def read_checkpoint(path: Path, device: torch.device, ranks: Ranks) -> dict[str,
             file.seek(0)
             return torch.load(file, map_location=device, weights_only=True)
     except OSError as error:
-        raise damaged(path, error) from None
+        error.filename = error.filename or str(path)
+        raise
     except pickle.UnpicklingError:
         raise removed(path, "it holds something else than a training leaves") from None
 
