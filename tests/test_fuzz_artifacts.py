@@ -17,6 +17,7 @@ from small_run import write_small_run
 from stages.artifacts import CODES, COMPONENTS, CONCEPTS, DATASET, FEATURES, IMAGES, Provenance
 from stages.codes import read_codes
 from stages.components.artifact import read_components
+from stages.evaluate.pictures import thumbnails
 from stages.features import Features
 from stages.images import ImageShards, decode, read_dataset, read_row_group
 from stages.index.sharded import ShardedIndex, build, code_blocks
@@ -48,6 +49,7 @@ def every_image() -> None:
                 decode(data)
         except (pa.ArrowException, OSError, ValueError):  # their callers tell
             pass
+    thumbnails(shards, [0, 1, 2])
 
 
 def every_feature() -> None:

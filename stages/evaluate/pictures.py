@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageOps
 
@@ -60,30 +62,34 @@ def thumbnails(shards: ImageShards, ids: Iterable[int], size: int = THUMBNAIL) -
     An image without pixels, of a collection of features, is a tile with its name or id.
 
     Raises:
-        InputError: an image cannot be decoded.
+        InputError: an image cannot be read or decoded.
     """
     wanted = np.unique(np.fromiter(ids, dtype=np.int64))
     found = {}
     first = 0
     for file in shards.files:
-        reader = pq.ParquetFile(file)
-        for group in range(reader.num_row_groups):
-            rows = reader.metadata.row_group(group).num_rows
-            here = wanted[(wanted >= first) & (wanted < first + rows)]
-            if len(here):
-                images = reader.read_row_group(group, columns=["image"])["image"].combine_chunks()
-                for index in here.tolist():
-                    encoded = images[index - first].as_py()
-                    if encoded["bytes"] is None:
-                        found[index] = _tile(encoded["path"] or f"image {index}", size)
-                        continue
-                    try:
-                        image = decode(encoded["bytes"])
-                    except ValueError as error:
-                        raise damaged(file, f"image {index}: {error}") from None
-                    found[index] = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-            first += rows
+        try:
+            reader = pq.ParquetFile(file)
+            for group in range(reader.num_row_groups):
+                rows = reader.metadata.row_group(group).num_rows
+                here = wanted[(wanted >= first) & (wanted < first + rows)]
+                if len(here):
+                    images = reader.read_row_group(group, columns=["image"])["image"].combine_chunks()
+                    found |= {i: _square(file, i, images[i - first].as_py(), size) for i in here.tolist()}
+                first += rows
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(file, error) from None
     return found
+
+
+def _square(file: Path, index: int, encoded: Mapping[str, Any], size: int) -> Image.Image:
+    if encoded["bytes"] is None:
+        return _tile(encoded["path"] or f"image {index}", size)
+    try:
+        image = decode(encoded["bytes"])
+    except ValueError as error:
+        raise damaged(file, f"image {index}: {error}") from None
+    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
 
 
 def _tile(name: str, size: int) -> Image.Image:
