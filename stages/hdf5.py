@@ -28,11 +28,14 @@ def read_text(file: h5py.File, name: str) -> str | None:
     """An attribute as :func:`write_text` wrote it; None where there is none of this kind.
 
     Raises:
-        ValueError: it is no UTF-8.
+        ValueError: it is no UTF-8, or the file is damaged there.
     """
-    if name not in file.attrs or file.attrs.get_id(name).dtype.kind != "S":
-        return None
-    return bytes(file.attrs[name]).decode()
+    try:
+        if name not in file.attrs or file.attrs.get_id(name).dtype.kind != "S":
+            return None
+        return bytes(file.attrs[name]).decode()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
 
 
 def require_sound_heaps(path: Path) -> None:
