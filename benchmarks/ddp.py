@@ -1,9 +1,9 @@
 """One process against two ranks, a core each, that talk by Gloo over the loopback: steps, an E-step, and what is sent.
 
-    python benchmarks/ddp.py                        # about five minutes
+    python benchmarks/ddp.py                        # about seven minutes
 
 The same batches of the same size, so the ideal is two. The head has the default sizes of ``params.yaml`` on features of
-512 dimensions; the backbone is a ResNet-18 on images of 64 pixels, which are made before; the E-step is DSCH's on codes
+512 dimensions; the backbone is a ResNet-18 on images of 64 and of 224 pixels, made before; the E-step is of codes
 of 100,000 images. Time on the clock suffers from what else the machine does, two ranks more than one process, as each
 waits for the slower one; the processors' own time does not. Bytes are what a rank hands over in a step; an all-reduce
 among W ranks sends 2 (W - 1) / W of them.
@@ -43,8 +43,8 @@ from stages.train.trainer import train
 
 #: Images that the head is trained on, in an epoch of so many steps.
 IMAGES, STEPS = 16_384, {128: 128, 1024: 16}
-#: Of the backbone: images of an epoch, pixels, and images of a batch.
-PICTURES, PIXELS, BATCH = 96, 64, 32
+#: Of the backbone: the images of an epoch by their pixels, and the images of a batch.
+PICTURES, BATCH = {64: 96, 224: 64}, 32
 #: Of the E-step: codes, bits, components.
 CODES, BITS, FINE, COARSE = 100_000, 32, 100, 25
 
@@ -55,20 +55,19 @@ Work = Callable[[Ranks], None]
 class Pictures:
     """Batches of images that are there."""
 
-    n = PICTURES
-
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, pixels: int, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.images = torch.randint(0, 256, (PICTURES, 3, PIXELS, PIXELS), dtype=torch.uint8)
+        self.n = PICTURES[pixels]
+        self.images = torch.randint(0, 256, (self.n, 3, pixels, pixels), dtype=torch.uint8)
 
     def epoch(self, views: int, seed: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         for rows in batches(self.n, BATCH, torch.Generator().manual_seed(seed)):
             yield self.images[rows[self.ranks.part(len(rows))]], rows
 
 
-def resnet(bits: int) -> BackboneNet:
+def resnet(bits: int, pixels: int) -> BackboneNet:
     torch.manual_seed(0)
-    config = BackboneConfig("timm/resnet18", None, 512, bits, "uhscm", PIXELS, (0.5,) * 3, (0.3,) * 3)
+    config = BackboneConfig("timm/resnet18", None, 512, bits, "uhscm", pixels, (0.5,) * 3, (0.3,) * 3)
     return BackboneNet(config, build_backbone(config.model, None)).train()
 
 
@@ -98,12 +97,14 @@ def trainings() -> dict[str, tuple[Work, int, list[int]]]:
     options, _ = params("uhscm")
     pairs = LOSSES["uhscm"](Inputs(images, read_components(), read_similarity()[0], options.train, options.bits, 0))
 
-    def backbone(ranks: Ranks) -> None:
+    def backbone(pixels: int, ranks: Ranks) -> None:
         section = options.train.model_copy(update={"batch_size": BATCH})
-        data: Batches = Pictures(ranks)
-        train(resnet(options.bits), data, pairs, section, 0, Path("none"), lambda losses: None, ranks)
+        data: Batches = Pictures(pixels, ranks)
+        train(resnet(options.bits, pixels), data, pairs, section, 0, Path("none"), lambda losses: None, ranks)
 
-    kinds[f"ResNet-18, uhscm, batch {BATCH}"] = backbone, PICTURES // BATCH, bytes_of(resnet(options.bits), BATCH)
+    for pixels, pictures in PICTURES.items():
+        sent = bytes_of(resnet(options.bits, pixels), BATCH)
+        kinds[f"ResNet-18, {pixels} pixels, uhscm, batch {BATCH}"] = partial(backbone, pixels), pictures // BATCH, sent
     return kinds
 
 

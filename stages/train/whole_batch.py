@@ -126,46 +126,53 @@ def _batch_norm(
     """:func:`torch.nn.functional.batch_norm` of (b, C, ...) over the rows of all ranks."""
     if not training:
         return F.batch_norm(inputs, running_mean, running_var, weight, bias, training, momentum, eps)
-    normalised, mean, variance, n = _Normalised.apply(inputs, eps)
+    rows = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
+    normalised, mean, variance, n = _Normalised.apply(rows, weight, bias, eps)
     if running_mean is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean), momentum)
             running_var.lerp_((variance * n / (n - 1)).to(running_var), momentum)
-    shape = (-1, *[1] * (inputs.dim() - 2))
-    if weight is not None:
-        normalised = normalised * weight.view(shape)
-    if bias is not None:
-        normalised = normalised + bias.view(shape)
     return normalised.to(inputs.dtype)
 
 
 class _Normalised(torch.autograd.Function):
-    """Inputs (b, C, ...) less their mean, by their standard deviation; mean, variance (C,) and n of all ranks' rows."""
+    """Rows (b, C, ...) by the mean and variance (C,) of all ranks' rows, times weight, plus bias (C,).
+
+    What passes over the rows is what PyTorch's own layer is made of, once each; what is sent is of C numbers.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
-        dims, shape = [0, *range(2, rows.dim())], (-1, *[1] * (rows.dim() - 2))
-        own = rows.mean(dims)
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """With them the mean, the variance and the number n of the rows that they are of."""
+        own, spread = torch.batch_norm_update_stats(rows, None, None, 0.0)
         count = own.new_tensor([rows.numel() / rows.shape[1]])
-        moments = torch.cat([count, own, (rows - own.view(shape)).square().sum(dims)])
+        moments = torch.cat([count, own, spread])
         found = [torch.empty_like(moments) for _ in range(dist.get_world_size())]
         dist.all_gather(found, moments)
-        counts, means, squares = torch.stack(found).split([1, len(own), len(own)], dim=1)
+        counts, means, spreads = torch.stack(found).split([1, len(own), len(own)], dim=1)
         n = counts.sum()
         mean = (counts * means).sum(0) / n
-        variance = (squares + counts * (means - mean).square()).sum(0) / n
-        scale = (variance + eps).rsqrt()
-        normalised = (rows - mean.view(shape)) * scale.view(shape)
-        ctx.save_for_backward(normalised, scale, n)
+        variance = (counts * (spreads + (means - mean).square())).sum(0) / n
+        ctx.save_for_backward(rows, weight, mean, variance, n)
+        ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance, n)
-        return normalised, mean, variance, n
+        return F.batch_norm(rows, mean, variance, weight, bias, eps=eps), mean, variance, n
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        normalised, scale, n = ctx.saved_tensors
-        dims, shape = [0, *range(2, gradient.dim())], (-1, *[1] * (gradient.dim() - 2))
-        sums = torch.stack([gradient.sum(dims), (gradient * normalised).sum(dims)])
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        rows, weight, mean, variance, n = ctx.saved_tensors
+        # As if mean and variance were constants; then what comes of their own dependence on the rows of all ranks.
+        of_rows, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, rows, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([of_weight, of_bias])
         dist.all_reduce(sums)
-        mean, along = (part.view(shape) for part in sums / n)
-        return (gradient - mean - normalised * along) * scale.view(shape), None
+        along, constant = sums / n
+        scale = (variance + ctx.eps).rsqrt()
+        slope = -along * scale.square() * (1 if weight is None else weight)
+        level = -constant * scale * (1 if weight is None else weight) - slope * mean
+        shape = (-1, *[1] * (rows.dim() - 2))
+        of_rows.addcmul_(rows, slope.view(shape)).add_(level.view(shape))
+        return of_rows, None if weight is None else of_weight, of_bias if ctx.needs_input_grad[2] else None, None
