@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import glob
 import hashlib
 import io
 import json
@@ -273,14 +272,20 @@ def _beside(path: Path) -> dict[str, Any]:
     """Where a temporary for `path` goes and how its name begins; what killed runs have left there is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}."
-    for other in path.parent.glob(f"{glob.escape(prefix)}*.tmp*"):
-        owner = re.match(r"(\w+)-(\d+)\.", other.name.removeprefix(prefix))
+    for other in _left(path.parent.absolute()):
+        owner = re.match(re.escape(prefix) + r"(\w+)-(\d+)\.", other.name)
         if owner and _is_stale(other, owner[1], int(owner[2])):
             if other.is_dir():
                 shutil.rmtree(other, ignore_errors=True)
             else:
                 other.unlink(missing_ok=True)
     return {"prefix": f"{prefix}{_here()}-{os.getpid()}.", "dir": path.parent}
+
+
+@cache
+def _left(directory: Path) -> list[Path]:
+    """The temporaries there when this process first wrote there: looked for once, since parts come by the thousand."""
+    return list(directory.glob(".*.tmp*"))
 
 
 @cache

@@ -134,9 +134,9 @@ def test_old_directory_goes_at_once(monkeypatch):
 @pytest.fixture
 def here():
     """How temporaries name this machine."""
-    with replacing(Path("any")) as temporary:
+    with replacing(Path("elsewhere/any")) as temporary:
         pass
-    Path("any").unlink()
+    shutil.rmtree("elsewhere")
     return temporary.name.split(".")[2].split("-")[0]
 
 
@@ -178,6 +178,16 @@ def test_temporaries_of_other_machines_stay(here, dead_process):
     with replacing(Path("a.h5")):
         pass
     assert names() == [other, "a.h5"]
+
+
+def test_a_directory_is_looked_through_once(monkeypatch):
+    """Otherwise the time for n parts would grow with n squared."""
+    looked, glob = [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda place, pattern: looked.append(place.name) or glob(place, pattern))
+    for number in range(3):
+        with replacing(Path(f"parts/{number}")):
+            pass
+    assert names("parts") == ["0", "1", "2"] and looked == ["parts"]
 
 
 #: Holds a temporary of a.h5 while another such process comes and goes, which has a namespace of its own: there is no
