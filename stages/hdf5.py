@@ -14,8 +14,8 @@ import numpy as np
 
 #: How a global heap begins: its signature and its version.
 HEAP = b"GCOL\x01"
-#: Bytes before the first object of a heap, and before the content of an object.
-HEADER = 16
+#: Bytes before the first object of a heap, and before the content of an object; the least that a heap has in all.
+HEADER, LEAST = 16, 4096
 
 
 def write_text(file: h5py.File, name: str, text: str) -> None:
@@ -51,12 +51,14 @@ def require_sound_heaps(path: Path) -> None:
         start = content.find(HEAP)
         while start >= 0:
             if start + HEADER <= len(content):
-                _require_sound(content, start)
+                size = struct.unpack_from("<Q", content, start + 8)[0]
+                # Of another size the library refuses a heap by itself, and gigabytes of numbers may look like one.
+                if LEAST <= size <= len(content) - start:
+                    _require_sound(content, start, start + size)
             start = content.find(HEAP, start + 1)
 
 
-def _require_sound(content: mmap.mmap, start: int) -> None:
-    end = min(start + struct.unpack_from("<Q", content, start + 8)[0], len(content))
+def _require_sound(content: mmap.mmap, start: int, end: int) -> None:
     place = start + HEADER
     while place + HEADER <= end:
         index, length = struct.unpack_from("<H6xQ", content, place)

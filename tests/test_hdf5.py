@@ -50,6 +50,20 @@ def test_free_space_without_length_is_refused():
         require_sound_heaps(FILE)
 
 
+@pytest.mark.parametrize("size", [0, 4088, 2**40, 2**64 - 8])
+def test_a_heap_of_a_size_that_none_has_is_left_to_the_library(size):
+    """So features that look like the beginning of one by chance are no damage."""
+    content = write()
+    start = content.index(HEAP)
+    FILE.write_bytes(content[: start + 8] + struct.pack("<QQQ", size, 1, 2**64 - 16) + content[start + 32 :])
+    require_sound_heaps(FILE)
+    with h5py.File(FILE) as file, pytest.raises(OSError, match=r"global heap size is too small|exceeds EOA"):
+        file["path"].asstr()[:]
+    with h5py.File(FILE, "w") as file:
+        file["features"] = np.frombuffer(HEAP + bytes(3) + struct.pack("<QQQ", size, 1, 2**64 - 16), np.float32)
+    require_sound_heaps(FILE)
+
+
 @few_or_many(60, 2000)
 def test_a_damaged_heap_is_read_or_refused(examples):
     content = write()
