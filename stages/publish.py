@@ -8,12 +8,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import pyarrow as pa
-
 from stages.artifacts import CLIP, CONCEPTS, DATASET, HASHNET, METRICS, read_json, replacing_directory
 from stages.errors import InputError
 from stages.images import read_dataset
-from stages.tables import read_table
+from stages.mine.kept import read_kept_concepts
 
 CARD, HUB = "README.md", "hf-hub:"
 #: By which a published network is known.
@@ -33,14 +31,12 @@ def publish(target: Path) -> None:
     if target.exists() and target.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"{target}: holds this project; name a new folder")
     encoder = Encoder.load()  # checks the files, and that they belong together
-    table, made_from, _ = read_table(CONCEPTS, {"concept": pa.string(), "kept": pa.bool_(), "text_feature": None})
-    made_from.require_same(encoder.made_from, CONCEPTS, HASHNET)
+    kept, *_ = read_kept_concepts(encoder.made_from, HASHNET)
     with replacing_directory(target) as directory:
         for artifact in (HASHNET, CLIP):
             shutil.copytree(artifact, directory / artifact)
         (directory / CONCEPTS).parent.mkdir()
         shutil.copyfile(CONCEPTS, directory / CONCEPTS)
-        kept = table.filter(table["kept"])["concept"].to_pylist()
         (directory / CARD).write_text(card(kept), encoding="utf-8")
 
 

@@ -3,13 +3,11 @@
 from collections.abc import Callable
 
 import numpy as np
-import pyarrow as pa
 
 from stages.artifacts import (
     BASELINES,
     BASELINES_PRECISION_AT_N,
     BASELINES_PRECISION_RECALL,
-    CONCEPTS,
     DATASET,
     FEATURES,
     IMAGES,
@@ -32,7 +30,7 @@ from stages.evaluate.retrieval import Retrieval, evaluate_codes, evaluate_vector
 from stages.features import Features
 from stages.images import ImageShards, read_dataset
 from stages.mine.concepts import mine_distribution
-from stages.tables import read_table, unit_matrix
+from stages.mine.kept import read_kept_concepts
 
 #: Images encoded at a time, so that features are never all in memory for a binary method.
 BLOCK = 8192
@@ -94,12 +92,9 @@ def concept_rows(like: Provenance) -> Callable[[np.ndarray], np.ndarray] | None:
 
     None where there are no concepts.
     """
-    table, provenance, _ = read_table(CONCEPTS, {"kept": pa.bool_(), "text_feature": None})
-    provenance.require_same(like, CONCEPTS, FEATURES)
-    texts = unit_matrix(table, "text_feature", CONCEPTS)[table["kept"].to_numpy(zero_copy_only=False)]
-    if not len(texts):
+    names, texts, tau = read_kept_concepts(like, FEATURES)
+    if not names:
         return None
-    tau = provenance.params["tau"]
     return lambda features: unit_rows(mine_distribution(features, texts, tau))
 
 

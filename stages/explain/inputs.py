@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from stages.artifacts import CONCEPTS, Provenance
+from stages.artifacts import Provenance
 from stages.components.fitted import FittedComponents, read_fitted
 from stages.mine.concepts import mine_distribution
+from stages.mine.kept import read_kept_concepts
 from stages.mine.leakage import label_matches
 from stages.scenes.catalogue import GROUPS, group_of
-from stages.tables import read_table, unit_matrix
 
 
 @dataclass(frozen=True)
@@ -33,22 +32,6 @@ class Semantics:
         if not self.concepts:
             return np.empty((len(features), 0), np.float32)
         return mine_distribution(features, self.texts, self.tau)
-
-
-def read_kept_concepts(like: Provenance, path: Path) -> tuple[list[str], np.ndarray, float]:
-    """The names of the m kept concepts of ``data/concepts.parquet``, their text features (m, d), and the temperature.
-
-    Args:
-        like, path: an artifact whose data set and model they must have.
-
-    Raises:
-        InputError: it is missing, damaged, or made with another data set or model.
-    """
-    table, mined, _ = read_table(CONCEPTS, {"concept": pa.string(), "kept": pa.bool_(), "text_feature": None})
-    mined.require_same(like, CONCEPTS, path)
-    kept = table["kept"].to_numpy(zero_copy_only=False)
-    names = [name for name, keep in zip(table["concept"].to_pylist(), kept, strict=True) if keep]
-    return names, unit_matrix(table, "text_feature", CONCEPTS)[kept], mined.params["tau"]
 
 
 def read_semantics(like: Provenance, path: Path) -> Semantics:

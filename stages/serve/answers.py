@@ -10,8 +10,8 @@ from PIL import Image
 
 from stages.artifacts import INDEX
 from stages.errors import InputError
-from stages.explain.inputs import read_kept_concepts
 from stages.mine.concepts import mine_distribution
+from stages.mine.kept import read_kept_concepts
 from stages.search import Searcher
 from stages.search.hits import Hits
 from stages.serve import markup
