@@ -41,9 +41,18 @@ def unit_matrix(table: pa.Table, column: str, path: Path) -> np.ndarray:
         InputError: they are not.
     """
     rows = matrix(table, column)
+    require_unit(rows, column, path)
+    return rows
+
+
+def require_unit(rows: np.ndarray, column: str, path: Path) -> None:
+    """Refuse rows (n, d) of a column that are not of unit length.
+
+    Raises:
+        InputError: says so.
+    """
     if not np.allclose(np.einsum("ij,ij->i", rows, rows, dtype=np.float64), 1, atol=1e-2):
         raise damaged(path, f"column '{column}' has rows that are not of unit length")
-    return rows
 
 
 def _columns(kind: pa.DataType) -> int:

@@ -26,6 +26,7 @@ KINDS = {
     "input noise": "an input holds random bytes",
     "input overwritten": "64 bytes in the middle of an input are random",
     "bit flipped": "one random bit of an input is the other one",
+    "number out of range": "one number of an input is NaN, infinite, or as large as numbers get",
     "input of another kind": "a file of the right format with other content",
     "input of another run": "an input made from another data set or with another model",
     "two at once": "the same stage twice at the same time",

@@ -4,6 +4,8 @@ import random
 import shutil
 
 import h5py
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from disturbed import SMALL, STAGES, Disturbed, outcome_of
 from faults import faults
 from stage_runner import READ_WITH, content, inputs, leftovers, nothing_made, outputs, pipeline, prepare
 
+from stages.tables import fixed_size_lists, matrix
 from stages.verify import LOCK, digest
 
 #: (stage, input).
@@ -120,6 +123,67 @@ def test_another_kind(stage, path, disturbed, outcome):
 
 
 # ---- damage that the format may not show
+
+
+def floats_of(path):
+    """Names of what holds floating-point numbers in an artifact."""
+    if path.suffix == ".parquet":
+        schema = pq.read_schema(path)
+        return [field.name for field in schema if "float" in str(field.type) or "double" in str(field.type)]
+    names = []
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: names.append(name) if getattr(item, "dtype", None) in FLOATS else None)
+    return names
+
+
+def put(path, name, generator):
+    """Replace one of the numbers called `name`."""
+
+    def spoilt(numbers):
+        largest = np.finfo(numbers.dtype).max
+        numbers.flat[generator.randrange(numbers.size)] = generator.choice([np.nan, np.inf, largest, -largest])
+        return numbers
+
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            file[name][...] = spoilt(file[name][...])
+        return
+    table = pq.read_table(path)
+    column, place = table[name].combine_chunks(), table.schema.get_field_index(name)
+    if pa.types.is_floating(column.type):
+        column = pa.array(spoilt(column.to_numpy().copy()))
+    else:
+        column = fixed_size_lists(spoilt(matrix(table, name).copy()))
+    pq.write_table(table.set_column(place, table.schema.field(place), column), path, row_group_size=len(table))
+
+
+#: (stage, input) of inputs that hold floating-point numbers.
+FLOATS = (np.float16, np.float32, np.float64)
+NUMBERS = [case for case in READ if case[1] in (
+    "data/features.h5", "data/components.h5", "data/concepts.parquet", "data/concept_distribution.parquet",
+    "data/similarity.parquet", "data/map.parquet", "reports/query_precision.parquet",
+    "reports/baselines_query_precision.parquet",
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "path", "number"),
+    faults("number out of range", [(*case, number) for case in NUMBERS for number in range(8)], ci=4),
+)
+def test_number_out_of_range(stage, path, number, disturbed, outcome):
+    """What the numbers of an artifact have to be is checked where they are read: none leads to a warning or worse."""
+    directory, target = reading(disturbed, path)
+    generator = random.Random(f"{stage} {path} {number}")
+    put(target, generator.choice(floats_of(target)), generator)
+    came = outcome_of(result := disturbed.run())
+    if came == "refused":
+        assert path in result.stderr
+        assert nothing_made(directory, stage)
+    elif any(content(directory / made) != expected for made, expected in disturbed.expected.items()):
+        came = "unnoticed"
+        disturbed.complete = {made: (content(directory / made),) for made in disturbed.complete}
+    mended(disturbed, path)
+    outcome(came)
 
 
 def overwritten(data, generator):

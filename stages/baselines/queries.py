@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.artifacts import BASELINES_QUERY_PRECISION, Provenance, damaged
-from stages.evaluate.reports import precision_column
+from stages.evaluate.reports import precision_column, require_precisions
 from stages.tables import read_table, write_table
 
 #: Average precisions (q,) of the queries, by cut-off ("1000", "all").
@@ -39,6 +39,7 @@ def read_baseline_precision(ids: np.ndarray, cutoffs: Sequence[str]) -> tuple[di
     methods = list(dict.fromkeys(table["method"].to_pylist()))
     if not np.array_equal(table["query"].to_numpy(), np.tile(ids, len(methods))):
         raise damaged(BASELINES_QUERY_PRECISION, "has other queries than the codes")
+    require_precisions((table[name].to_numpy() for name in names.values()), BASELINES_QUERY_PRECISION)
     parts = {cutoff: table[name].to_numpy().reshape(len(methods), len(ids)) for cutoff, name in names.items()}
     return {method: {cutoff: part[row] for cutoff, part in parts.items()}
             for row, method in enumerate(methods)}, provenance  # fmt: skip

@@ -12,6 +12,9 @@ from stages.components.config import Components as Options
 from stages.errors import InputError
 from stages.hdf5 import read_text
 
+#: How far single precision may take a share from what it is, and a sum of shares from 1.
+ROUNDING = 1e-3
+
 
 @dataclass(frozen=True)
 class Components:
@@ -76,5 +79,11 @@ def _require_sound(components: Components) -> None:
     m1, index, value = len(components.weights), components.top_index, components.top_value
     if components.coarse_labels.shape != (m1,) or index.shape != value.shape or len(index) != len(components.train_id):
         raise damaged(COMPONENTS, "has weights, coarse labels, responsibilities and ids of shapes that do not fit")
-    if index.size and not (index.min() >= 0 and index.max() < m1 and np.isfinite(value).all()):
-        raise damaged(COMPONENTS, "has responsibilities of components that do not exist, or that are no numbers")
+    if index.size and not (index.min() >= 0 and index.max() < m1 and _are_shares(value)):
+        raise damaged(COMPONENTS, "has responsibilities of components that do not exist, or outside of [0, 1]")
+    if not (_are_shares(components.weights) and np.isclose(components.weights.sum(dtype=np.float64), 1, atol=ROUNDING)):
+        raise damaged(COMPONENTS, "has weights that are not those of a mixture")
+
+
+def _are_shares(values: np.ndarray) -> bool:
+    return bool(((values >= 0) & (values <= 1 + ROUNDING)).all())

@@ -10,6 +10,7 @@ from stages.artifacts import COMPONENTS, Provenance, damaged
 from stages.components.artifact import read_components
 from stages.components.density import Mixture
 from stages.components.mixture import Assignment, assign
+from stages.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,18 @@ def read_fitted(like: Provenance, path: Path) -> FittedComponents:
         pca_axes.shape[1:] != pca_mean.shape
     ):
         raise damaged(COMPONENTS, "has means, variances and PCA of shapes that do not fit")
+    if not all(np.isfinite(array).all() for array in (means, variances, pca_mean)) or not np.allclose(
+        pca_axes @ pca_axes.T, np.eye(len(pca_axes)), atol=1e-3
+    ):
+        raise damaged(COMPONENTS, "has means or variances that are no numbers, or axes that are not orthonormal")
     # Single precision may have lost a weight that was all but 0.
     weights = np.maximum(components.weights.astype(np.float64), np.finfo(np.float32).tiny)
-    return FittedComponents(
+    found = FittedComponents(
         Mixture(weights, means, variances), components.options.assignment, pca_mean, pca_axes,
         components.coarse_labels,
     )  # fmt: skip
+    try:
+        found.fine(pca_mean[None])
+    except InputError:  # that tells of a mixture that cannot be fitted; this one was
+        raise damaged(COMPONENTS, "has means and variances that are not those of a mixture") from None
+    return found

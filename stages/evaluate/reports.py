@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,18 @@ def read_query_precision(cutoffs: Sequence[str]) -> tuple[np.ndarray, dict[str, 
     columns = {"query": pa.int64(), **{precision_column(cutoff): pa.float64() for cutoff in cutoffs}}
     table, provenance, _ = read_table(QUERY_PRECISION, columns)
     precision = {cutoff: table[precision_column(cutoff)].to_numpy() for cutoff in cutoffs}
+    require_precisions(precision.values(), QUERY_PRECISION)
     return table["query"].to_numpy(), precision, provenance
+
+
+def require_precisions(columns: Iterable[np.ndarray], path: Path) -> None:
+    """Refuse average precisions that are none: they are in [0, 1], or NaN where a query has nothing to find.
+
+    Raises:
+        InputError: says so.
+    """
+    if any(((values < 0) | (values > 1 + 1e-9)).any() for values in columns):
+        raise damaged(path, "has average precisions outside of [0, 1]")
 
 
 def precision_column(cutoff: str) -> str:

@@ -150,6 +150,8 @@ def _read_cooccurrence(fine: int) -> np.ndarray:
         raise damaged(COMPONENTS, error) from None
     if matrix.shape != (fine, fine):
         raise damaged(COMPONENTS, f"has a co-occurrence of shape {matrix.shape} for {fine} components")
+    if not (np.isfinite(matrix) & (matrix >= 0)).all():
+        raise damaged(COMPONENTS, "has a co-occurrence that is negative or no number")
     return matrix
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from stages.artifacts import CLIP, CONCEPTS, Provenance
 from stages.clip import ClipModel, load_clip_of
 from stages.errors import InputError
-from stages.tables import matrix, read_table
+from stages.tables import read_table, unit_matrix
 
 #: Training images whose codes are averaged: one alone may be odd, and of many only few show all that a text names.
 EXAMPLES = 5
@@ -45,7 +45,7 @@ class Texts:
         self.like, self.like_path = like, like_path
         table, made_from, _ = read_table(project / CONCEPTS, {"concept": pa.string(), "text_feature": None})
         made_from.require_same(like, project / CONCEPTS, like_path)
-        features = matrix(table, "text_feature")
+        features = unit_matrix(table, "text_feature", project / CONCEPTS)
         self._concepts = dict(zip((name.casefold() for name in table["concept"].to_pylist()), features, strict=True))
 
     def features(self, texts: Sequence[str]) -> list[np.ndarray | InputError]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.artifacts import SIMILARITY, Provenance, damaged
-from stages.tables import read_matrix
+from stages.tables import read_matrix, require_unit
 
 #: scale and offset of each form of the matrix.
 FORMS = {"signed": (2.0, -1.0), "cosine": (1.0, 0.0)}
@@ -54,4 +54,5 @@ def read_similarity() -> tuple[SimilarityMatrix, np.ndarray, Provenance]:
     ids, factor, provenance, extra = read_matrix(SIMILARITY, "factor")
     if not {"scale", "offset"} <= extra.keys():
         raise damaged(SIMILARITY, "lacks scale and offset in its metadata")
+    require_unit(factor, "factor", SIMILARITY)
     return SimilarityMatrix(factor, extra["scale"], extra["offset"]), ids, provenance

@@ -6,7 +6,7 @@ import pyarrow as pa
 from stages.artifacts import CONCEPTS, FEATURES, damaged
 from stages.errors import InputError
 from stages.features import Features
-from stages.tables import matrix, read_table
+from stages.tables import read_table, unit_matrix
 
 
 def read_candidates(method: str, features: Features) -> np.ndarray:
@@ -18,7 +18,7 @@ def read_candidates(method: str, features: Features) -> np.ndarray:
     table, made_from, _ = read_table(CONCEPTS, {"reason": pa.string(), "text_feature": None})
     made_from.require_same(features.provenance, CONCEPTS, FEATURES)
     left_out = np.array([reason == "label name" for reason in table["reason"].to_pylist()], bool)
-    texts = matrix(table, "text_feature")[~left_out]
+    texts = unit_matrix(table, "text_feature", CONCEPTS)[~left_out]
     if not len(texts):
         raise InputError(
             f"method: '{method}' needs text features of concepts, and {CONCEPTS} has none; set clip.model to the model "
