@@ -54,5 +54,6 @@ def read_similarity() -> tuple[SimilarityMatrix, np.ndarray, Provenance]:
     ids, factor, provenance, extra = read_matrix(SIMILARITY, "factor")
     if not {"scale", "offset"} <= extra.keys():
         raise damaged(SIMILARITY, "lacks scale and offset in its metadata")
-    require_unit(factor, "factor", SIMILARITY)
+    if factor.shape[1]:  # 0 where there are no concepts
+        require_unit(factor, "factor", SIMILARITY)
     return SimilarityMatrix(factor, extra["scale"], extra["offset"]), ids, provenance
